@@ -243,14 +243,15 @@ def rank_each(
     if journal and not journal.complete: journal.finish()
     return [done[i.id,] for i, _ in groups]
 
-# %% ../nbs/00_records.ipynb #b3002a7c
+# %% ../nbs/00_records.ipynb #d53f3943
 @dataclass(frozen=True)
 class Recipe:
     "The settings of a run."
     name:str # What it is called
-    model:str # Folder or hub name of the causal language model
-    judge:str # Folder or hub name of a PairRM checkpoint
+    model:str # Folder or hub name of the causal language model, or "tiny"
+    judge:str # Folder or hub name of a PairRM checkpoint, "tiny" or "oracle"
     instructions:str # Source of the training instructions: see `load_instructions`
+    evaluator:str = "" # The judge that compares base and tuned; empty = `judge`
     test_instructions:str = "" # Source of the test instructions; empty = the rest of `instructions`
     seed:int = 42 # Of the draw of instructions, the sampling and the training
     num_instructions:int = 50 # To train on
@@ -262,6 +263,7 @@ class Recipe:
     generation_batch:int = 8 # Instructions that are answered at a time
     pairs:str = "best_worst" # Which pairs a ranking gives: "best_worst", "best_rest" or "all"
     margin:float = 0. # Smallest difference in score that counts as a preference
+    allow_cut:bool = False # May a response that was cut at the limit be chosen?
     learning_rate:float = 5e-5 # Peak
     num_epochs:float = 1. # Passes over the pairs
     batch_size:int = 4 # Pairs a forward

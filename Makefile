@@ -1,0 +1,40 @@
+# `make demo` and `make test` do all the set-up on a machine that has Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+SEED ?= 0
+
+demo: .venv/installed
+	$(BIN)/dpo_demo --seed $(SEED) --output_dir runs/demo-seed$(SEED)
+
+test: .venv/installed
+	rm -rf nbs/runs nbs/tutorials/runs
+	$(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python -m pytest -q tests
+
+test-full: .venv/installed
+	rm -rf nbs/runs nbs/tutorials/runs
+	$(BIN)/nbdev_test --n_workers 2 --flags slow
+	$(BIN)/python -m pytest -q tests --full
+
+# The site needs Quarto (https://quarto.org); without it, the same pages as plain HTML.
+docs: .venv/installed README.md
+	if command -v quarto >/dev/null; then $(BIN)/nbdev_docs; \
+	else $(BIN)/nbdev_proc_nbs && cd _proc && ../$(BIN)/jupyter nbconvert --to html --output-dir ../_docs *.ipynb tutorials/*.ipynb; fi
+
+bench: .venv/installed
+	for b in bench/*.py; do $(BIN)/python $$b --quick || exit 1; done
+
+# Notebooks → package and README.md, with their outputs: what to run after an edit.
+prepare: .venv/installed
+	$(BIN)/nbdev_clean && $(BIN)/nbdev_export && $(MAKE) -B README.md
+
+README.md: nbs/index.ipynb
+	$(BIN)/jupyter nbconvert --to markdown --stdout --log-level ERROR $< | sed -e 's#](\([a-z0-9_/]*\.\(ipynb\|png\)\))#](nbs/\1)#g' -e 's#](\.\./#](#g' > $@
+
+.venv/installed: settings.ini setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dpo_nb needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Give another one: make $(MAKECMDGOALS) PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+.PHONY: demo test test-full docs bench prepare

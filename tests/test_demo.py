@@ -1,0 +1,79 @@
+"The whole job from the shell: it helps for three seeds, survives SIGKILL, and runs on a foreign model."
+import csv, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+
+DEMO = [str(Path(sys.executable).parent/"dpo_demo")]
+
+def demo(folder, *flags):
+    done = subprocess.run([*DEMO, "--output_dir", str(folder), *map(str, flags)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+def measures(folder): return {row[""]: {k: float(v) for k, v in row.items() if k} for row in csv.DictReader(open(folder/"evaluation"/"measures.csv"))}
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_tuned_model_is_better_by_the_oracle(tmp_path, seed):
+    said = demo(tmp_path, "--seed", seed)
+    assert measures(tmp_path)["score"]["low"] > 0
+    for shown in ("The funnel", "chosen", "loss", "better:", "win rate"): assert shown in said
+    for picture in ("curves.png", "evaluation/comparison.png"): assert (tmp_path/picture).read_bytes().startswith(b"\x89PNG")
+
+SMALL = "--num_instructions", "20", "--num_test_instructions", "40", "--num_epochs", "1"
+KEPT = "recipe.json", "responses.jsonl", "rankings.jsonl", "training.jsonl", "pairs/*", "adapter/*", "evaluation/*.csv", "evaluation/*.jsonl"
+
+def kept(folder): return {str(p.relative_to(folder)): p.read_bytes() for pattern in KEPT for p in folder.glob(pattern)}
+
+def lines(path): return path.read_bytes().count(b"\n") if path.exists() else 0
+
+MOMENTS = {
+    "while it samples": lambda run: lines(run/"responses.jsonl") > 20,
+    "while it ranks": lambda run: lines(run/"rankings.jsonl") > 5,
+    "while it trains": lambda run: (run/"checkpoints").is_dir() and any((run/"checkpoints").iterdir()),
+    "while it compares": lambda run: lines(run/"evaluation/tuned.jsonl") >= 1,
+}
+
+def kill_when(reached, folder):
+    process = subprocess.Popen([*DEMO, "--output_dir", str(folder), *SMALL], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not reached(folder) and process.poll() is None: time.sleep(.002)
+    process.send_signal(signal.SIGKILL)
+    return process.wait()
+
+def test_a_killed_demo_ends_like_an_unbroken_one(tmp_path):
+    broken, unbroken = tmp_path/"broken", tmp_path/"unbroken"
+    demo(unbroken, *SMALL)
+    for moment, reached in MOMENTS.items(): assert kill_when(reached, broken) == -signal.SIGKILL, f"it was over before it could be killed {moment}"
+    demo(broken, *SMALL)
+    a, b = kept(unbroken), kept(broken)
+    assert a.keys() == b.keys() and "adapter/adapter_model.safetensors" in a
+    assert [f for f in a if a[f] != b[f]] == []
+
+def foreign_checkpoint(folder):
+    "A random Llama of another size, with a tokenizer of its own and no chat template."
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+    from importlib.resources import files
+    questions = (files("dpo_nb.data")/"questions.txt").read_text().splitlines()
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe.train_from_iterator(questions, trainers.BpeTrainer(vocab_size=500, special_tokens=["<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>")
+    set_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                         max_position_embeddings=512, bos_token_id=None, eos_token_id=0, pad_token_id=None, tie_word_embeddings=False)
+    LlamaForCausalLM(config).save_pretrained(folder); tokenizer.save_pretrained(folder)
+    return files("dpo_nb.data")/"questions.txt"
+
+def test_a_foreign_model_and_ones_own_questions(tmp_path):
+    questions = foreign_checkpoint(tmp_path/"model")
+    run = tmp_path/"run"
+    said = demo(run, "--model", tmp_path/"model", "--instructions", questions, "--test_instructions", questions, "--evaluator", "tiny",
+                "--num_instructions", 30, "--num_test_instructions", 10, "--max_new_tokens", 40, "--allow_cut")
+    assert (run/"adapter/adapter_model.safetensors").exists() and "win rate" in said
+    rows = list(csv.DictReader(open(run/"evaluation/comparison.csv")))
+    assert len(rows) == 10 and {"instruction", "base completion", "tuned completion"} <= set(rows[0])
+
+def test_without_the_hub_lima_says_the_way_on(tmp_path):
+    done = subprocess.run([*DEMO, "--instructions", "lima", "--output_dir", str(tmp_path)], capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 2 and "datasets/GAIR/lima" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,74 @@
+"The project as a whole: what is generated is in step with the notebooks, and the package imports as it promises."
+import ast, json, re, shutil, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if not any(x.startswith((".", "_")) for x in p.relative_to(ROOT).parts))
+NUMBER = {p.stem.split("_", 1)[1]: int(p.stem[:2]) for p in NOTEBOOKS if p.stem[:2].isdigit()}
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    "A copy of the project in which tools may write."
+    there = tmp_path_factory.mktemp("copy")/"dpo_nb"
+    shutil.copytree(ROOT, there, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "_*docs", "_proc", "*.egg-info", "tiny"))
+    return there
+
+def files(folder, *patterns): return {str(p.relative_to(folder)): p.read_text() for pattern in patterns for p in folder.glob(pattern) if ".ipynb_checkpoints" not in str(p)}
+
+def run(there, *command): subprocess.run([Path(sys.executable).parent/command[0], *command[1:]], cwd=there, check=True, capture_output=True)
+
+def test_clean_and_export_leave_no_diff(copy):
+    generated = "dpo_nb/*.py", "nbs/*.ipynb", "nbs/tutorials/*.ipynb"
+    before = files(copy, *generated)
+    assert {f"dpo_nb/{m}.py" for m in NUMBER} < set(before)
+    run(copy, "nbdev_clean"); run(copy, "nbdev_export")
+    after = files(copy, *generated)
+    assert [f for f in before.keys() | after.keys() if before.get(f) != after.get(f)] == []
+
+def test_every_module_comes_from_a_notebook():
+    assert {p.stem for p in (ROOT/"dpo_nb").glob("*.py")} - {"__init__", "_modidx"} == set(NUMBER)
+
+def test_readme_is_made_from_the_index(copy):
+    before = (copy/"README.md").read_text()
+    (copy/"README.md").unlink()
+    subprocess.run(["make", "-o", ".venv/installed", "README.md", f"BIN={Path(sys.executable).parent}"], cwd=copy, check=True, capture_output=True)
+    assert (copy/"README.md").read_text() == before
+
+def test_what_the_readme_shows_exists():
+    readme = (ROOT/"README.md").read_text()
+    linked = [x for x in re.findall(r"\]\(([^)#]+)\)", readme) if "://" not in x]
+    assert linked and [x for x in linked if not (ROOT/x).exists()] == []
+
+@pytest.mark.parametrize("module", NUMBER)
+def test_a_module_imports_only_lower_numbered_ones(module):
+    tree = ast.parse((ROOT/"dpo_nb"/f"{module}.py").read_text())
+    imported = [n.module.split(".")[1] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("dpo_nb.")]
+    assert [m for m in imported if m != "data" and NUMBER[m] >= NUMBER[module]] == []
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_no_cell_is_too_long_to_be_read(path):
+    code = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    assert [s.splitlines()[0] for s in code if s.count("\n") > 40] == []
+
+def test_the_sidebar_lists_every_notebook():
+    listed = set(re.findall(r"- (\S+\.ipynb)", (ROOT/"_quarto.yml").read_text()))
+    assert listed == {str(p.relative_to(ROOT/"nbs")) for p in NOTEBOOKS}
+
+def test_the_package_imports_fast_and_without_torch(python):
+    code = "import time; t = time.perf_counter(); import dpo_nb; print(time.perf_counter() - t); import sys; assert 'torch' not in sys.modules"
+    runs = [python(code) for _ in range(3)]
+    assert all(r.returncode == 0 for r in runs), runs[0].stderr
+    assert min(float(r.stdout) for r in runs) < .5
+
+def test_the_package_imports_on_the_next_fastcore(python, tmp_path):
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path, "fastcore>=2"], check=True, capture_output=True)
+    code = f"import fastcore; assert fastcore.__version__ >= '2'; import {', '.join(f'dpo_nb.{m}' for m in NUMBER)}"
+    done = python(code, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+
+def test_no_page_of_the_project_leaks_where_it_was_made():
+    names = "*.md", "*.ini", "*.yml", "Makefile", "nbs/*.ipynb", "nbs/tutorials/*.ipynb", "dpo_nb/*.py", "data/*.md", "data/*.py", "data/*/*.md", "data/*/*/*.md", "tests/*.py", "bench/*.py"
+    leaks = [(f, m) for f, text in files(ROOT, *names).items() for m in re.findall(r"/(?:work|root|home)/\w+", text) if "test_project" not in f]
+    assert leaks == []
