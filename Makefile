@@ -24,9 +24,16 @@ docs: .venv/installed README.md
 bench: .venv/installed
 	for b in bench/*.py; do $(BIN)/python $$b --quick || exit 1; done
 
-# Notebooks → package and README.md, with their outputs: what to run after an edit.
+# What to run after an edit: notebooks → package and README.md.
 prepare: .venv/installed
 	$(BIN)/nbdev_clean && $(BIN)/nbdev_export && $(MAKE) -B README.md
+
+# Run the notebooks and keep what they show, for the site: `make outputs NB=nbs/07_pairrm.ipynb`.
+NB ?= nbs/*.ipynb nbs/tutorials/*.ipynb
+outputs: .venv/installed
+	rm -rf nbs/runs nbs/tutorials/runs
+	IN_TEST=1 TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False $(NB)
+	$(MAKE) prepare
 
 README.md: nbs/index.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --stdout --log-level ERROR $< | sed -e 's#](\([a-z0-9_/]*\.\(ipynb\|png\)\))#](nbs/\1)#g' -e 's#](\.\./#](#g' > $@
@@ -37,4 +44,4 @@ README.md: nbs/index.ipynb
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
 	touch $@
 
-.PHONY: demo test test-full docs bench prepare
+.PHONY: demo test test-full docs bench prepare outputs

@@ -11,7 +11,7 @@ def demo(folder, *flags):
     assert done.returncode == 0, done.stderr
     return done.stdout
 
-def measures(folder): return {row[""]: {k: float(v) for k, v in row.items() if k} for row in csv.DictReader(open(folder/"evaluation"/"measures.csv"))}
+def measures(folder): return {row[""]: {k: float(v) for k, v in row.items() if k} for row in csv.DictReader(open(folder/"evaluation"/"measures.csv", newline=""))}
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_tuned_model_is_better_by_the_oracle(tmp_path, seed):
@@ -71,7 +71,7 @@ def test_a_foreign_model_and_ones_own_questions(tmp_path):
     said = demo(run, "--model", tmp_path/"model", "--instructions", questions, "--test_instructions", questions, "--evaluator", "tiny",
                 "--num_instructions", 30, "--num_test_instructions", 10, "--max_new_tokens", 40, "--allow_cut")
     assert (run/"adapter/adapter_model.safetensors").exists() and "win rate" in said
-    rows = list(csv.DictReader(open(run/"evaluation/comparison.csv")))
+    rows = list(csv.DictReader(open(run/"evaluation/comparison.csv", newline="")))
     assert len(rows) == 10 and {"instruction", "base completion", "tuned completion"} <= set(rows[0])
 
 def test_without_the_hub_lima_says_the_way_on(tmp_path):
