@@ -115,7 +115,7 @@ def verdict(
     groups = {"better": m[m.low > 0], "worse": m[m.high < 0], "no clear difference": m[(m.low <= 0) & (m.high >= 0)]}
     return "\n".join(f"{name}: " + ", ".join(f"{k} {a:.2f} → {b:.2f}" for k, a, b in zip(g.index, g[c.names[0]], g[c.names[1]])) for name, g in groups.items() if len(g))
 
-# %% ../nbs/12_evaluate.ipynb #7b975ec5
+# %% ../nbs/12_evaluate.ipynb #5a53a40b
 def plot_comparison(
     c:Comparison, # As from `compare`
 ):
@@ -126,7 +126,7 @@ def plot_comparison(
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), width_ratios=[1, 1.6], layout="constrained")
     counts = [(c.table.outcome == o).sum() for o in ("win", "tie", "loss", "not judged")]
     bars = left.bar([f"{tuned}\nbetter", "tie", f"{base}\nbetter", "not\njudged"], counts, color=["tab:green", "silver", "tab:red", "whitesmoke"])
-    left.bar_label(bars); left.spines[["top", "right"]].set_visible(False)
+    left.bar_label(bars); left.margins(y=.12); left.spines[["top", "right"]].set_visible(False)
     left.set(title=f"{len(c.table)} unseen instructions, judged by {c.judge}", ylabel="instructions")
     right.errorbar(m.difference, range(len(m)), xerr=[m.difference - m.low, m.high - m.difference], fmt="o", capsize=3, color="tab:blue")
     right.axvline(0, color="grey", lw=1); right.spines[["top", "right"]].set_visible(False)

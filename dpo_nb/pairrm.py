@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MARKERS', 'NO_PICKLE', 'MARKER_IDS', 'FINISH', 'pair_scores', 'deberta_v3', 'PairRanker', 'train_spm', 'convert_spm',
            'read_tokenizer', 'PairTokenizer', 'pad_rows', 'batches', 'checkpoint_folder', 'encoder_config',
-           'read_ranker', 'tokenizer_file', 'read_pair_tokenizer', 'save_pairrm', 'PairRM', 'sha256', 'conversation']
+           'read_ranker', 'read_pair_tokenizer', 'save_pairrm', 'PairRM', 'sha256', 'conversation']
 
 # %% ../nbs/07_pairrm.ipynb #7bf91665
 import hashlib, json
@@ -27,7 +27,7 @@ def pair_scores(
     "The score of each response: the mean of `logits - logits.T` over all columns."
     return (logits - logits.T).mean(-1)
 
-# %% ../nbs/07_pairrm.ipynb #f5b5aba2
+# %% ../nbs/07_pairrm.ipynb #34b54dc3
 def deberta_v3(
     vocab_size:int, # Tokens, markers included
     hidden_size:int, # A multiple of 64: a head of DeBERTa-v3 is 64 wide at every published size
@@ -37,6 +37,7 @@ def deberta_v3(
 ): # transformers' `DebertaV2Config`
     "The configuration of an encoder like microsoft/deberta-v3-large, with its constants."
     from transformers import DebertaV2Config
+    if hidden_size % 64: raise ValueError(f"hidden_size is {hidden_size}: expected a multiple of 64, because the width of a head is 64 and stands in no tensor")
     return DebertaV2Config(
         vocab_size=vocab_size, hidden_size=hidden_size, num_hidden_layers=num_layers, num_attention_heads=hidden_size//64,
         intermediate_size=intermediate_size, position_buckets=position_buckets, relative_attention=True, pos_att_type=["p2c", "c2p"],
@@ -185,7 +186,10 @@ def batches(
         else: out.append([i])
     return out
 
-# %% ../nbs/07_pairrm.ipynb #0617b74a
+# %% ../nbs/07_pairrm.ipynb #030650f7
+NO_PICKLE = "It has a pickle (.bin), which is not opened because it can run any program. Where you trust it, convert it: " \
+    "`safetensors.torch.save_file(torch.load('pytorch_model.bin', weights_only=True), 'model.safetensors')`."
+
 def checkpoint_folder(
     name_or_path:str|Path, # A folder, a name on the hub, or "tiny" for the ranker that comes with this package
     revision:str|None=None, # Commit, tag or branch on the hub; `None` = its latest
@@ -202,9 +206,6 @@ def checkpoint_folder(
         if not (folder/name).exists(): raise ValueError(f"{folder} has no {name}. {NO_PICKLE if list(folder.glob('*.bin')) else 'Is it the folder of a PairRM checkpoint?'}")
     return folder
 
-NO_PICKLE = "It has a pickle (.bin), which is not opened because it can run any program. Where you trust it, convert it: " \
-    "`safetensors.torch.save_file(torch.load('pytorch_model.bin', weights_only=True), 'model.safetensors')`."
-
 # %% ../nbs/07_pairrm.ipynb #84e6a9ba
 def encoder_config(
     config:dict, # `config.json`
@@ -220,7 +221,7 @@ def encoder_config(
     num_layers = len({k.split(".")[3] for k in state if k.startswith("pretrained_model.encoder.layer.")})
     return deberta_v3(vocab_size, hidden_size, num_layers, size("encoder.layer.0.intermediate.dense")[0], size("encoder.rel_embeddings")[0] // 2)
 
-# %% ../nbs/07_pairrm.ipynb #86b81f0a
+# %% ../nbs/07_pairrm.ipynb #3ced307b
 def read_ranker(
     config:dict, # `config.json`
     file:str|Path, # `model.safetensors`
@@ -234,38 +235,30 @@ def read_ranker(
         model = PairRanker(encoder_config(config, state), len(state["head_layer.4.weight"]), config.get("drop_out", .05))
         missing, unexpected = model.load_state_dict(state, strict=False)
     except KeyError as e: raise ValueError(f"{file} has no tensor {e}. Is it a PairRM checkpoint?") from None
-    except RuntimeError as e: raise ValueError(f"{file} has tensors of other sizes than config.json says. {e}") from None
-    if missing or unexpected: raise ValueError(f"{file} is not PairRM's: missing {missing}, unexpected {unexpected}")
+    except RuntimeError as e: raise ValueError(f"{file} has tensors of other sizes than config.json says. They belong to different checkpoints; fetch both again. {e}") from None
+    if missing or unexpected: raise ValueError(f"{file} is not PairRM's: missing {missing}, unexpected {unexpected}. Fetch it again, or give the folder of a PairRM checkpoint.")
     return model
 
-# %% ../nbs/07_pairrm.ipynb #b8224ef3
+# %% ../nbs/07_pairrm.ipynb #36f5a1b2
 MARKER_IDS = dict(zip(["source_prefix_id", "cand1_prefix_id", "cand2_prefix_id", "cand_prefix_id", "sep_token_id"], [*MARKERS, "[SEP]"]))
 
-def tokenizer_file(
+def read_pair_tokenizer(
     folder:str|Path, # A checkpoint
     config:dict, # Its `config.json`
-)->Path: # `tokenizer.json` or `spm.model`
-    "The file that defines the checkpoint's tokenizer."
-    for name in ("tokenizer.json", "spm.model"):
-        if (Path(folder)/name).exists(): return Path(folder)/name
-    from huggingface_hub import hf_hub_download
-    base = config.get("model_name", "its base model")
-    try: return Path(hf_hub_download(base, "spm.model"))
-    except (OSError, ValueError) as e:
-        raise ValueError(f"{folder} has no tokenizer.json or spm.model, and the hub did not give that of {base} ({e}). Put its spm.model into the folder.") from None
-
-# %% ../nbs/07_pairrm.ipynb #1cbb8f17
-def read_pair_tokenizer(
-    file:str|Path, # `tokenizer.json` or `spm.model`
-    config:dict, # `config.json`
-)->PairTokenizer: # With the checkpoint's budget
+)->tuple[PairTokenizer,Path]: # With the checkpoint's budget, and the file that defines it
     "The checkpoint's tokenizer, its markers checked."
-    tokenizer = PairTokenizer(read_tokenizer(file) if Path(file).suffix == ".json" else convert_spm(file),
-        config.get("source_maxlength") or 1224, config.get("candidate_maxlength") or 412)
+    found, base = [Path(folder)/n for n in ("tokenizer.json", "spm.model") if (Path(folder)/n).exists()], config.get("model_name", "its base model")
+    if not found:
+        from huggingface_hub import hf_hub_download
+        try: found = [Path(hf_hub_download(base, "spm.model"))]
+        except (OSError, ValueError) as e:
+            raise ValueError(f"{folder} has no tokenizer.json or spm.model, and the hub did not give that of {base} ({e}). Put its spm.model into the folder.") from None
+    file, budget = found[0], [config.get("source_maxlength") or 1224, config.get("candidate_maxlength") or 412]
+    tokenizer = PairTokenizer(read_tokenizer(file) if file.suffix == ".json" else convert_spm(file), *budget)
     for field, token in MARKER_IDS.items():
         if config.get(field, tokenizer.id[token]) != tokenizer.id[token]:
             raise ValueError(f"config.json has {field} {config[field]}, but {token} is {tokenizer.id[token]} in {file}. They belong to different checkpoints; fetch both again.")
-    return tokenizer
+    return tokenizer, file
 
 # %% ../nbs/07_pairrm.ipynb #7b139f60
 def save_pairrm(
@@ -301,7 +294,7 @@ class PairRM:
         self.device = next(model.parameters()).device
         self.max_tokens = max_tokens or (2048 if self.device.type == "cpu" else 8192)
 
-# %% ../nbs/07_pairrm.ipynb #6368ee8c
+# %% ../nbs/07_pairrm.ipynb #59e614ed
 def sha256(
     file:str|Path, # Any
 )->str: # Hexadecimal
@@ -320,8 +313,7 @@ def load(
     "PairRM from a checkpoint."
     folder = checkpoint_folder(name_or_path, revision)
     config, weights = json.loads((folder/"config.json").read_text(encoding="utf-8")), folder/"model.safetensors"
-    file = tokenizer_file(folder, config)
-    tokenizer, model = read_pair_tokenizer(file, config), read_ranker(config, weights)
+    (tokenizer, file), model = read_pair_tokenizer(folder, config), read_ranker(config, weights)
     settings = dict(weights=sha256(weights), tokenizer=sha256(file), dtype=str(dtype),
         source_maxlength=tokenizer.source_maxlength, candidate_maxlength=tokenizer.candidate_maxlength)
     return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype), tokenizer, settings, max_tokens)
@@ -377,7 +369,9 @@ def compare(self:PairRM,
     found = [self.judge(s, [x, y])[1]["logits"] for s, x, y in zip(sources, a, b, strict=True)]
     return [C[0][1] - C[1][0] if both_orders else C[0][1] for C in found]
 
-# %% ../nbs/07_pairrm.ipynb #adb3988d
+# %% ../nbs/07_pairrm.ipynb #86ae9b15
+FINISH = "Finish the following coversation in each i-th turn by filling in <Response i> with your response." # As it was published
+
 def conversation(
     instruction:Instruction, # With any number of turns
 )->tuple[str,str]: # The source, and what stands before each response
@@ -391,8 +385,6 @@ def conversation(
         else: asked.append("USER: " + m["content"])
     last = len(said) + 1
     return f"{system}{FINISH}" + "\n".join([*asked, f"Assistant: <Response {last}>"]), "".join(said) + f"<Response {last}>: "
-
-FINISH = "Finish the following coversation in each i-th turn by filling in <Response i> with your response." # as it was published
 
 # %% ../nbs/07_pairrm.ipynb #57f82360
 @patch

@@ -6,8 +6,8 @@
 __all__ = ['digest', 'Instruction', 'Response', 'fingerprint', 'Ranking', 'to_json', 'from_json', 'write_whole', 'Journal',
            'group_responses', 'check_ranking', 'rank_each', 'Recipe', 'versions', 'Run']
 
-# %% ../nbs/00_records.ipynb #3da94b80
-import hashlib, json, math, os, re
+# %% ../nbs/00_records.ipynb #b38b3548
+import hashlib, json, math, os
 from dataclasses import dataclass, field, asdict, replace
 from importlib.metadata import version, PackageNotFoundError
 from pathlib import Path

@@ -61,7 +61,7 @@ def foreign_checkpoint(folder):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>")
     set_seed(0)
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-                         max_position_embeddings=512, bos_token_id=None, eos_token_id=0, pad_token_id=None, tie_word_embeddings=False)
+                         max_position_embeddings=2048, bos_token_id=None, eos_token_id=0, pad_token_id=None, tie_word_embeddings=False)
     LlamaForCausalLM(config).save_pretrained(folder); tokenizer.save_pretrained(folder)
     return files("dpo_nb.data")/"questions.txt"
 
