@@ -142,7 +142,7 @@ class Pairs:
         counts = self.fates.fate.value_counts().rename("responses").to_frame()
         return counts.assign(share=(counts.responses / len(self.fates)).round(3))
 
-# %% ../nbs/10_preferences.ipynb #98ae09f2
+# %% ../nbs/10_preferences.ipynb #de90db82
 def make_pairs(
     instructions:list[Instruction], # What was asked
     responses:list[Response], # All responses
@@ -161,6 +161,8 @@ def make_pairs(
         if r.instruction_id in ranked:
             raise ValueError(f"instruction {r.instruction_id} is ranked more than once: by {ranked[r.instruction_id].judge} and by {r.judge}. Give the rankings of one judge.")
         ranked[r.instruction_id] = r
+    stray = ranked.keys() - {i.id for i in instructions}
+    if stray: raise ValueError(f"{len(stray)} rankings belong to no instruction of this list (the first is of {min(stray)}). Give the instructions that were ranked.")
     for instruction, group in group_responses(instructions, responses):
         made, told = pairs_of(instruction, group, ranked.get(instruction.id), RULES[rule], margin, allow_cut)
         rows += made; fates += told

@@ -200,7 +200,7 @@ def finish(self:Journal)->list: # All rows, sorted by key
     self._write()
     return [self.rows[k] for k in sorted(self.rows)]
 
-# %% ../nbs/00_records.ipynb #baaf8622
+# %% ../nbs/00_records.ipynb #866d70db
 def group_responses(
     instructions:list[Instruction], # In the order that the result keeps
     responses:list[Response], # In any order
@@ -209,7 +209,9 @@ def group_responses(
     groups = {i.id: (i, []) for i in instructions}
     for r in responses:
         if r.instruction_id not in groups: raise ValueError(f"response {r.key} belongs to no instruction of this list. Were the responses made from other instructions?")
-        groups[r.instruction_id][1].append(r)
+        group = groups[r.instruction_id][1]
+        if any(r.index == other.index for other in group): raise ValueError(f"two responses have the key {r.key}. Give the responses of one model and one sampling at a time.")
+        group.append(r)
     return [(i, sorted(rs, key=lambda r: r.index)) for i, rs in groups.values()]
 
 # %% ../nbs/00_records.ipynb #604adfe5
