@@ -6,8 +6,8 @@
 __all__ = ['PLAIN_TEMPLATE', 'best_device', 'best_dtype', 'fix_date', 'Encoded', 'LM', 'weights_fingerprint', 'check_folder',
            'nf4', 'load_lm']
 
-# %% ../nbs/03_models.ipynb #19325bc8
-import re
+# %% ../nbs/03_models.ipynb #4a6c1ebc
+import logging, re
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,9 @@ from fastcore.basics import patch
 
 from .records import digest
 from .tiny import tiny_path
+
+# %% ../nbs/03_models.ipynb #6ca09b95
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 # %% ../nbs/03_models.ipynb #677c1618
 def best_device()->str: # "cuda", "mps" or "cpu"
@@ -147,7 +150,7 @@ def nf4(
     from transformers import BitsAndBytesConfig
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
 
-# %% ../nbs/03_models.ipynb #c9b10856
+# %% ../nbs/03_models.ipynb #7130d8c5
 def load_lm(
     name:str|Path, # A hub name, a folder, or "tiny" for the model that comes with this package
     dtype:str="auto", # "float32", "float16", "bfloat16", or "auto" = what fits the device
@@ -169,6 +172,8 @@ def load_lm(
                                                  quantization_config=nf4(dtype) if quantization else None)
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows: raise ValueError(f"the tokenizer of {name} has {len(tokenizer)} tokens, but the model embeds {rows}. Is it the tokenizer of another model?")
+    for layer in model.modules():
+        if type(layer).__name__ == "Linear4bit": layer.support_avx512bf16_for_cpu = False
     weights = weights_fingerprint(folder) if local else model.config._commit_hash or ""
     lm = LM(model.eval(), tokenizer, str(name), weights=weights)
     lm.settings["quantization"] = quantization
