@@ -56,10 +56,10 @@ def printable(
     "A text that does nothing to a terminal."
     return shorten("".join(c if c.isprintable() else " " for c in text), width, placeholder=" …")
 
-# %% ../nbs/17_cli.ipynb #f7dfadfe
+# %% ../nbs/17_cli.ipynb #1273caa8
 def show_result(
     result, # `Result` of `run_recipe`
-    examples:int=3, # Answers to print
+    examples:int=5, # Answers to print
 ):
     "Print the funnel, the curves, some answers, and the verdict."
     from dpo_nb.evaluate import verdict, wins
