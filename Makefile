@@ -18,8 +18,13 @@ test-full: .venv/installed
 
 # The site needs Quarto (https://quarto.org); without it, the same pages as plain HTML.
 docs: .venv/installed README.md
-	if command -v quarto >/dev/null; then $(BIN)/nbdev_docs; \
-	else $(BIN)/nbdev_proc_nbs && cd _proc && ../$(BIN)/jupyter nbconvert --to html --output-dir ../_docs *.ipynb tutorials/*.ipynb; fi
+	if command -v quarto >/dev/null; then $(BIN)/nbdev_docs; else $(MAKE) plain-docs; fi
+
+plain-docs:
+	rm -rf _docs && $(BIN)/nbdev_proc_nbs
+	cd _proc && for d in . tutorials; do ../$(BIN)/jupyter nbconvert --log-level ERROR --to html --embed-images --output-dir ../_docs/$$d $$d/*.ipynb || exit 1; done
+	find _docs -name '*.html' | xargs perl -0pi -e 's/---\s*description: (.*?)\s*output-file: .*?\s*title: (.*?)\s*---/<h1>$$2<\/h1><p>$$1<\/p>/s; s/(href="[a-z0-9_\/]*)\.ipynb"/$$1.html"/g'
+	@echo "The pages are in _docs; begin with _docs/index.html"
 
 bench: .venv/installed
 	for b in bench/*.py; do $(BIN)/python $$b --quick || exit 1; done
@@ -36,7 +41,7 @@ outputs: .venv/installed
 	$(MAKE) prepare
 
 README.md: nbs/index.ipynb
-	$(BIN)/jupyter nbconvert --to markdown --stdout --log-level ERROR $< | sed -e 's#](\([a-z0-9_/]*\.\(ipynb\|png\)\))#](nbs/\1)#g' -e 's#](\.\./#](#g' > $@
+	$(BIN)/jupyter nbconvert --to markdown --stdout --log-level ERROR $< | perl -pe 's/\]\(([a-z0-9_\/]+\.(ipynb|png)\))/](nbs\/$$1/g; s/\]\(\.\.\//](/g' > $@
 
 .venv/installed: settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dpo_nb needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Give another one: make $(MAKECMDGOALS) PYTHON=python3.12")'
@@ -44,4 +49,4 @@ README.md: nbs/index.ipynb
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
 	touch $@
 
-.PHONY: demo test test-full docs bench prepare outputs
+.PHONY: demo test test-full docs plain-docs bench prepare outputs

@@ -76,12 +76,12 @@ def flaw(
     if not chosen or not rejected: return f"the {'rejected' if chosen else 'chosen'} response is empty"
     return "chosen and rejected are the same" if chosen == rejected else ""
 
-# %% ../nbs/11_dpo.ipynb #c7056610
+# %% ../nbs/11_dpo.ipynb #6b62f1a0
 def tokenize_pairs(
     lm:LM, # Its tokenizer and template
     dataset, # A `datasets.Dataset` or a list of dicts, as `encode_pair` reads them
     max_length:int|None=1024, # Most tokens of prompt + completion; `None` = as many as the model has positions
-)->tuple["datasets.Dataset","pandas.DataFrame"]: # The pairs as token ids; `row` and `reason` of each that was left out
+)->tuple: # `datasets.Dataset` of token ids, and a `pandas.DataFrame`: `row` and `reason` of each that was left out
     "All pairs as token ids."
     import pandas as pd
     from datasets import Dataset
@@ -307,11 +307,11 @@ def check_packing(
     if any(getattr(m.weight.quant_state, "packing_format_for_cpu", False) for m in four_bit(lm.model)):
         raise ValueError(f"bitsandbytes has repacked the 4-bit weights of {lm.name} for inference on this CPU, and has no gradient for them. Load the model again to train it.")
 
-# %% ../nbs/11_dpo.ipynb #f45a0967
+# %% ../nbs/11_dpo.ipynb #baad1f89
 @quiet()
 def make_trainer(
     lm:LM, # The model; it is not changed
-    tokens:"datasets.Dataset", # From `tokenize_pairs`
+    tokens, # `datasets.Dataset` from `tokenize_pairs`
     config, # From `dpo_config`
     lora, # From `lora_config`
     health:Health, # Watches
@@ -346,13 +346,13 @@ def save_adapter(
     write_whole(half/"base.json", json.dumps({k: lm.settings.get(k) for k in ("model", "weights", "quantization")}) + "\n")
     os.replace(half, folder)
 
-# %% ../nbs/11_dpo.ipynb #1b4bb018
+# %% ../nbs/11_dpo.ipynb #e261ee78
 @dataclass(frozen=True)
 class Training:
     "What a training came to."
     folder:Path # Has `adapter/`, `checkpoints/`, `training.jsonl`, `training.json`, `curves.png`
     history:list[dict] # One logged step each
-    dropped:"pandas.DataFrame" # `row` and `reason` of each pair that was left out
+    dropped:object # `pandas.DataFrame`: `row` and `reason` of each pair that was left out
     pairs:int # How many were trained on
     modules:int # Layers with an adapter
     trainable:int # Parameters
@@ -390,12 +390,12 @@ def check_training(
     if differ: raise ValueError(f"{folder} holds another training ({'; '.join(differ)}). Go on with the old settings, or use another folder.")
     return (folder/"adapter").exists()
 
-# %% ../nbs/11_dpo.ipynb #1cc34674
+# %% ../nbs/11_dpo.ipynb #560ba1ec
 def keep_settings(
     folder:Path, # Of the training
     settings:dict, # What `check_training` compares
     trainer, # From `make_trainer`
-    dropped:"pandas.DataFrame", # From `tokenize_pairs`
+    dropped, # `pandas.DataFrame` from `tokenize_pairs`
 ):
     "Write `training.json`."
     about = dict(pairs=len(trainer.train_dataset), modules=len(trainer.model.targeted_module_names), trainable=trainer.model.num_parameters(only_trainable=True))

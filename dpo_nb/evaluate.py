@@ -27,11 +27,11 @@ def complete(
     "Answer each instruction once."
     return generate(lm, instructions, n=1, out=out, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
 
-# %% ../nbs/12_evaluate.ipynb #9ab39187
+# %% ../nbs/12_evaluate.ipynb #35def6a7
 def side_by_side(
     instructions:list[Instruction], # What was asked
     completions:dict[str,list[Response]], # Two names, each with one response an instruction
-)->"pandas.DataFrame": # One row an instruction: its text, and a completion, its length and whether it ended by itself for each name
+): # `pandas.DataFrame`, one row an instruction: its text, and a completion, its length and whether it ended by itself for each name
     "The answers of two models in one table."
     import pandas as pd
     columns = {"instruction_id": [i.id for i in instructions], "instruction": [i.text for i in instructions]}
@@ -41,13 +41,13 @@ def side_by_side(
         columns |= {f"{name} completion": [r.text for r in responses], f"{name} tokens": [r.n_tokens for r in responses], f"{name} finished": [r.finished for r in responses]}
     return pd.DataFrame(columns)
 
-# %% ../nbs/12_evaluate.ipynb #0e84f487
+# %% ../nbs/12_evaluate.ipynb #6b3124c7
 @dataclass(frozen=True)
 class Comparison:
     "Two models, compared by a judge over instructions."
     names:tuple[str,str] # (base, tuned)
     judge:str # Its name
-    table:"pandas.DataFrame" # One row an instruction: `side_by_side` with scores and outcome
+    table:object # `pandas.DataFrame`: one row an instruction: `side_by_side` with scores and outcome
     rankings:list[Ranking] # What the judge said, base first
 
 # %% ../nbs/12_evaluate.ipynb #7ffa4e77
@@ -88,10 +88,10 @@ def wins(
         warnings.warn(f"{w.rate.n} instructions are too few to tell: of the next {w.rate.n} a quite different share may be won. Compare on more of them before you believe a win rate of {w.rate.mean:.0%}.")
     return w
 
-# %% ../nbs/12_evaluate.ipynb #753a6490
+# %% ../nbs/12_evaluate.ipynb #ba35f7d9
 def measures(
     c:Comparison, # As from `compare`
-)->"pandas.DataFrame": # Index: measure; columns: both names, `difference`, `low` and `high` of its 95% interval, `n`
+): # `pandas.DataFrame`; index: measure; columns: both names, `difference`, `low` and `high` of its 95% interval, `n`
     "What differs between two models, and how surely."
     import pandas as pd
     base, tuned = c.names

@@ -129,12 +129,12 @@ def pairs_of(
     fates = [(instruction.id, r.index, s, why(i)) for i, (r, s) in enumerate(zip(responses, ranking.scores))]
     return [preference_row(instruction, responses, ranking, scores, p) for p in pairs], fates
 
-# %% ../nbs/10_preferences.ipynb #8d94ebdb
+# %% ../nbs/10_preferences.ipynb #2ecbdf60
 @dataclass(frozen=True)
 class Pairs:
     "Preference pairs, and what became of every response."
-    dataset:"datasets.Dataset" # One row a pair, in TRL's conversational format
-    fates:"pandas.DataFrame" # One row a response: `instruction_id`, `index`, `score`, `fate`
+    dataset:object # `datasets.Dataset`: one row a pair, in TRL's conversational format
+    fates:object # `pandas.DataFrame`: one row a response: `instruction_id`, `index`, `score`, `fate`
 
     @property
     def funnel(self): # `pandas.DataFrame`, one row a fate

@@ -71,7 +71,7 @@ def training_stage(
     return train_dpo(lm, pairs.dataset, run.path, learning_rate=r.learning_rate, num_epochs=r.num_epochs, batch_size=r.batch_size,
                      gradient_accumulation=r.gradient_accumulation, beta=r.beta, lora_r=r.lora_r, lora_alpha=r.lora_alpha, seed=r.seed, **r.dpo)
 
-# %% ../nbs/16_recipes.ipynb #45649291
+# %% ../nbs/16_recipes.ipynb #a77eacf0
 @dataclass(frozen=True)
 class Result:
     "What a run came to."
@@ -95,6 +95,7 @@ def run_recipe(
     base, pairs = answer(lm, "base"), preference_stage(run, lm, train)
     say(f"DPO on {len(pairs.dataset)} pairs")
     training = training_stage(run, lm, pairs)
+    say(f"{training.modules} layers got an adapter: {training.trainable:,} parameters")
     say(f"base against tuned on {len(test)} unseen instructions")
     tuned = answer(load_adapter(lm, run/"adapter"), "tuned")
     c = compare(test, {"base": base, "tuned": tuned}, load_judge(recipe.evaluator or recipe.judge), seen=train, out=run/"evaluation"/"rankings.jsonl")
