@@ -9,7 +9,7 @@ __all__ = ['dpo_loss', 'completion_logps', 'encode_pair', 'flaw', 'tokenize_pair
            'Training', 'read_training', 'pairs_digest', 'check_training', 'keep_settings', 'run_training', 'train_dpo',
            'check_adapter', 'load_adapter']
 
-# %% ../nbs/11_dpo.ipynb #631c5723
+# %% ../nbs/11_dpo.ipynb #5710b091
 import copy, difflib, json, math, os, shutil, sys, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from .records import *
-from .models import LM, weights_fingerprint
+from .models import LM, fingerprint_folder
 
 # %% ../nbs/11_dpo.ipynb #38c6fcda
 def dpo_loss(
@@ -367,7 +367,7 @@ def read_training(
     history = [json.loads(line) for line in (folder/"training.jsonl").read_text().splitlines()]
     return Training(folder, history, pd.DataFrame(kept["dropped"], columns=["row", "reason"]), kept["pairs"], kept["modules"], kept["trainable"])
 
-# %% ../nbs/11_dpo.ipynb #4d57265f
+# %% ../nbs/11_dpo.ipynb #c8b577a3
 def pairs_digest(
     dataset, # The pairs
 )->str: # Changes when any text does
@@ -386,8 +386,8 @@ def check_training(
         return False
     try: old = json.loads(file.read_text())["settings"]
     except (ValueError, KeyError, TypeError): raise ValueError(f"{file} is damaged. Use another folder, or remove this one.") from None
-    differ = [f"{k}: {old.get(k)!r} there, {settings.get(k)!r} now" for k in sorted({*old, *settings}) if old.get(k) != settings.get(k)]
-    if differ: raise ValueError(f"{folder} holds another training ({'; '.join(differ)}). Go on with the old settings, or use another folder.")
+    differ = differences(old, settings)
+    if differ: raise ValueError(f"{folder} holds another training ({differ}). Go on with the old settings, or use another folder.")
     return (folder/"adapter").exists()
 
 # %% ../nbs/11_dpo.ipynb #560ba1ec
@@ -472,7 +472,7 @@ def check_adapter(
             if name not in layers: raise ValueError(f"{folder} adapts {name or key}, and {lm.name} has no such layer. Load the model that the adapter was trained on.")
             if shape[is_a] != sizes(layers[name])[not is_a]: raise ValueError(f"{folder}: {key} has the shape {shape}, and the layer of {lm.name} is {sizes(layers[name])} (in, out). Load the model that the adapter was trained on.")
 
-# %% ../nbs/11_dpo.ipynb #62fe5ef5
+# %% ../nbs/11_dpo.ipynb #ac382bf8
 def load_adapter(
     lm:LM, # The model it was trained on; it is not changed
     path:str|Path, # A folder, or a name on the hub
@@ -486,6 +486,6 @@ def load_adapter(
         folder = Path(snapshot_download(str(path), allow_patterns=["adapter_config.json", "adapter_model.safetensors", "base.json"]))
     check_adapter(lm, folder)
     with quiet(): model = PeftModel.from_pretrained(twin(lm.model), folder).eval()
-    tuned = LM(model, lm.tokenizer, name or f"{lm.name}-dpo", weights=digest([lm.settings["weights"], weights_fingerprint(folder)]))
+    tuned = LM(model, lm.tokenizer, name or f"{lm.name}-dpo", weights=digest([lm.settings["weights"], fingerprint_folder(folder)]))
     tuned.settings["quantization"] = lm.settings.get("quantization")
     return tuned

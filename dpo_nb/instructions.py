@@ -12,18 +12,20 @@ from pathlib import Path
 from .records import *
 from .tiny import TinyWorld
 
-# %% ../nbs/02_instructions.ipynb #0c0413fb
+# %% ../nbs/02_instructions.ipynb #954442d9
 def from_row(
     row:dict, # One JSON object
     source:str="", # Where it comes from
 )->Instruction:
     "The instruction of one row of a JSONL file."
-    if isinstance(row.get("messages"), list): return Instruction(row["messages"], source)
-    if isinstance(row.get("conversations"), list) and row["conversations"]: return Instruction.ask(row["conversations"][0], source)
-    texts = [row[k] for k in ("question", "instruction", "prompt", "input") if k in row and row[k] != ""]
-    if not texts: raise ValueError(f"no question: expected `question`, `instruction`, `prompt`, `messages` or `conversations`; found {', '.join(row) or 'nothing'}")
-    if not all(isinstance(t, str) for t in texts): raise ValueError(f"the question must be text; found {texts[0]!r:.60}")
-    return Instruction.ask("\n\n".join(texts), source)
+    if not isinstance(row, dict): raise ValueError(f"expected an object with a question; found {row!r:.60}")
+    if "messages" in row: return from_json(json.dumps(dict(messages=row["messages"], source=source)), Instruction, "`messages`")
+    turns = row.get("conversations") or [row[k] for k in ("question", "instruction", "prompt", "input") if row.get(k, "") != ""]
+    if not turns: raise ValueError(f"no question: expected `question`, `instruction`, `prompt`, `messages` or `conversations`; found {', '.join(row) or 'nothing'}")
+    odd = [t for t in turns if not isinstance(t, str)]
+    if odd: raise ValueError(f"the question must be text; found {odd[0]!r:.60}")
+    if "conversations" in row: return Instruction.ask(turns[0], source, *turns[1:2])
+    return Instruction.ask("\n\n".join(turns), source, row.get("output"))
 
 # %% ../nbs/02_instructions.ipynb #abac7e48
 def read_lines(
@@ -36,38 +38,41 @@ def read_lines(
     except UnicodeDecodeError as e: raise ValueError(f"{path} is not UTF-8 text (byte {e.start}). Save it as UTF-8.") from None
     return [(n, line.strip()) for n, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1) if line.strip()]
 
-# %% ../nbs/02_instructions.ipynb #3145967a
+# %% ../nbs/02_instructions.ipynb #f658803d
 def read_instructions(
-    path:str|Path, # `*.jsonl` with a question an object, or any other name with a question a line
+    path:str|Path, # `*.jsonl` with an object a line, or `*.txt` with a question a line
 )->list[Instruction]: # In the order of the file, repeated ones included
     "All instructions of a file."
     path, found = Path(path), []
-    for n, line in read_lines(path):
+    lines = read_lines(path)
+    if not lines: raise ValueError(f"{path} is empty. It should hold a question a line (.txt) or an object a line (.jsonl).")
+    if path.suffix not in (".txt", ".jsonl"): raise ValueError(f"{path} is neither .txt (a question a line) nor .jsonl (an object a line). Save it as one of them, or give a list of questions.")
+    for n, line in lines:
         try: found.append(from_row(json.loads(line), path.stem) if path.suffix == ".jsonl" else Instruction.ask(line, path.stem))
-        except (ValueError, AttributeError, TypeError) as e: raise ValueError(f"{path}, line {n}: {e}. Correct the line, or remove it.") from None
+        except ValueError as e: raise ValueError(f"{path}, line {n}: {e}. Correct the line, or remove it.") from None
     return found
 
-# %% ../nbs/02_instructions.ipynb #c10d830e
+# %% ../nbs/02_instructions.ipynb #3a33d395
 def lima_file()->str: # Path of LIMA's `train.jsonl` in the hub's local cache
     "Fetch LIMA from the hub."
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
     try: return hf_hub_download("GAIR/lima", "train.jsonl", repo_type="dataset")
     except (HfHubHTTPError, OSError) as e:
-        raise ValueError(f"LIMA cannot be fetched ({type(e).__name__}). Accept its licence at https://huggingface.co/datasets/GAIR/lima and set HF_TOKEN, "
-                         "or give the path of its train.jsonl as the source.") from None
+        raise ValueError(f"LIMA cannot be fetched ({type(e).__name__}). Without a connection, give the path of its train.jsonl as the source. With one, accept its licence "
+                         "at https://huggingface.co/datasets/GAIR/lima and set HF_TOKEN.") from None
 
-# %% ../nbs/02_instructions.ipynb #cbcf51b7
+# %% ../nbs/02_instructions.ipynb #7d66aa9b
 def all_instructions(
     source, # A list of texts or of `Instruction`, a file, or "lima", "tiny", "tiny:dev", "tiny:test"
 )->list[Instruction]: # In the order of the source, repeated ones included
     "Everything that a source holds."
-    if isinstance(source, (list, tuple)): return [i if isinstance(i, Instruction) else Instruction.ask(i, "list") for i in source]
+    if isinstance(source, (list, tuple)): return [i if isinstance(i, Instruction) else from_row({"question": i}, "list") for i in source]
     kind, _, split = str(source).partition(":")
     if kind == "tiny": return TinyWorld().instructions(split or "train")
     return read_instructions(lima_file() if source == "lima" else source)
 
-# %% ../nbs/02_instructions.ipynb #dd39ce4a
+# %% ../nbs/02_instructions.ipynb #bb30685f
 def draw(
     pool:list[Instruction], # As published, repeated ones included
     n:int|None, # How many; `None` = all
@@ -77,7 +82,7 @@ def draw(
     distinct = {i.id: i for i in reversed(pool)}
     if n is None: return list({i.id: i for i in pool}.values())
     if n < 1: raise ValueError(f"the number of instructions is at least 1; found {n}")
-    if n > len(distinct): raise ValueError(f"{n} instructions were asked for, but the source has {len(distinct)} different ones. Ask for fewer, or add another source.")
+    if n > len(distinct): raise ValueError(f"{n} instructions were asked for, but the source has {len(distinct)} different ones left. Ask for fewer, or give a larger source.")
     rng = random.Random(seed)
     drawn = rng.sample(pool, n)
     spare = rng.sample(pool, len(pool)) if len({i.id for i in drawn}) < n else []
@@ -92,7 +97,7 @@ def load_instructions(
     "Draw instructions from a source."
     return draw(all_instructions(source), n, seed)
 
-# %% ../nbs/02_instructions.ipynb #b957133b
+# %% ../nbs/02_instructions.ipynb #a0c21adb
 def unseen(
     source, # As in `load_instructions`
     seen:list[Instruction], # What the model was trained on
@@ -101,4 +106,5 @@ def unseen(
 )->list[Instruction]: # Distinct, none of them in `seen`
     "Draw instructions that a model was not trained on."
     taken = {i.id for i in seen}
-    return draw([i for i in all_instructions(source) if i.id not in taken], n, seed)
+    try: return draw([i for i in all_instructions(source) if i.id not in taken], n, seed)
+    except ValueError as e: raise ValueError(f"test instructions, beside {len(taken)} to train on: {e}") from None

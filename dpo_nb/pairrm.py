@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MARKERS', 'NO_PICKLE', 'MARKER_IDS', 'FINISH', 'pair_scores', 'deberta_v3', 'PairRanker', 'train_spm', 'convert_spm',
            'read_tokenizer', 'PairTokenizer', 'pad_rows', 'batches', 'checkpoint_folder', 'encoder_config',
-           'read_ranker', 'read_pair_tokenizer', 'save_pairrm', 'PairRM', 'sha256', 'conversation']
+           'read_ranker', 'read_pair_tokenizer', 'save_pairrm', 'PairRM', 'conversation']
 
-# %% ../nbs/07_pairrm.ipynb #7bf91665
-import hashlib, json
+# %% ../nbs/07_pairrm.ipynb #02332982
+import json
 from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
@@ -294,13 +294,7 @@ class PairRM:
         self.device = next(model.parameters()).device
         self.max_tokens = max_tokens or (2048 if self.device.type == "cpu" else 8192)
 
-# %% ../nbs/07_pairrm.ipynb #59e614ed
-def sha256(
-    file:str|Path, # Any
-)->str: # Hexadecimal
-    "The SHA-256 of a file."
-    with open(file, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
-
+# %% ../nbs/07_pairrm.ipynb #95548def
 @patch(cls_method=True)
 def load(
     cls:PairRM,
