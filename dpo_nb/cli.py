@@ -9,14 +9,14 @@ __all__ = ['CURVES', 'recipe_flags', 'changed', 'spark', 'printable', 'show_resu
 import os
 os.environ.setdefault("TQDM_DELAY", "2")
 
-# %% ../nbs/17_cli.ipynb #924809e4
-import argparse, sys, warnings
+# %% ../nbs/17_cli.ipynb #e56f26ba
+import argparse, json, sys, warnings
 from dataclasses import fields, replace
 from textwrap import shorten
 
 from .records import *
 
-# %% ../nbs/17_cli.ipynb #589895d6
+# %% ../nbs/17_cli.ipynb #e2fa08f2
 def recipe_flags(
     parser:argparse.ArgumentParser, # Gets a flag for each field of `Recipe`
 ):
@@ -25,21 +25,24 @@ def recipe_flags(
     help = docments(Recipe)
     for f in fields(Recipe):
         kind = getattr(f.type, "__args__", [f.type])[0]
-        if kind is bool: parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=help[f.name])
+        if kind is dict: parser.add_argument(f"--{f.name}", type=json.loads, metavar="JSON", help=f'{help[f.name]}, such as \'{{"loss_type": "ipo"}}\'')
+        elif kind is bool: parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, help=help[f.name])
         elif f.name != "name" and kind in (str, int, float): parser.add_argument(f"--{f.name}", type=kind, metavar=kind.__name__, help=help[f.name])
 
-# %% ../nbs/17_cli.ipynb #db58a29b
+# %% ../nbs/17_cli.ipynb #9d38b3a4
 def changed(
     recipe:Recipe, # The recipe as published
     given:argparse.Namespace, # Parsed flags; `None` = not given
 )->Recipe: # With the given values
     "A recipe with other values."
-    return replace(recipe, **{k: v for k, v in vars(given).items() if v is not None and k in {f.name for f in fields(Recipe)}})
+    new = {k: None if v == "none" else v for k, v in vars(given).items() if v is not None and k in {f.name for f in fields(Recipe)}}
+    if "instructions" in new: new = dict(test_instructions="", evaluator="") | new
+    return replace(recipe, **new)
 
-# %% ../nbs/17_cli.ipynb #fa5b51a4
+# %% ../nbs/17_cli.ipynb #e4e3869d
 def spark(
     values:list[float], # At least one
-    width:int=16, # Blocks at most
+    width:int=10, # Blocks at most
 )->str: # The means at both ends around a line of blocks
     "A curve in one line of text."
     every = max(1, -(-len(values) // width))
@@ -56,7 +59,7 @@ def printable(
     "A text that does nothing to a terminal."
     return shorten("".join(c if c.isprintable() else " " for c in text), width, placeholder=" …")
 
-# %% ../nbs/17_cli.ipynb #1273caa8
+# %% ../nbs/17_cli.ipynb #b1d09761
 def show_result(
     result, # `Result` of `run_recipe`
     examples:int=5, # Answers to print
@@ -67,18 +70,21 @@ def show_result(
     base, tuned = c.names
     print(f"\nThe funnel: what became of {len(result.pairs.fates)} responses\n\n{result.pairs.funnel.to_string()}\n\nTraining\n")
     for key, name in CURVES.items():
-        values = [h[key] for h in result.history if key in h]
+        values = [h[key] for h in result.training.history if h.get(key) is not None]
         if values: print(f"  {name:22}{spark(values)}")
+    for note in result.notes: print(f"\nNote: {note}")
     print("\nAnswers to instructions that were not trained on\n")
     for _, row in c.table.head(examples).iterrows(): print(f"  {printable(row.instruction)}\n    {base:6}{printable(row[f'{base} completion'])}\n    {tuned:6}{printable(row[f'{tuned} completion'])}\n")
     with warnings.catch_warnings(record=True) as said: warnings.simplefilter("always"); w = wins(c)
     for warning in said: print(f"Note: {warning.message}")
+    points = c.rankings[0].detail.get("points")
+    if points and points[0]: print(f"The {c.judge} gives a point each for: {', '.join(points[0])}; the score is their sum.")
     print(f"{tuned} against {base}, judged by {c.judge}: {w.wins} better, {w.ties} equal, {w.losses} worse of {w.rate.n}; win rate {w.rate}, 95% interval over instructions")
     print(f"{verdict(c)}\n\nPictures: {folder/'curves.png'}, {folder/'evaluation'/'comparison.png'}\nAll answers: {folder/'evaluation'/'comparison.csv'}")
 
 CURVES = {"loss": "loss", "rewards/margins": "reward margin", "rewards/accuracies": "reward accuracy", "logps/chosen": "chosen log-prob.", "logps/rejected": "rejected log-prob."}
 
-# %% ../nbs/17_cli.ipynb #c9800609
+# %% ../nbs/17_cli.ipynb #eea6bdb2
 def dpo_demo(
     args:list[str]|None=None, # Flags; `None` = those of the shell
 ):
@@ -93,6 +99,7 @@ def dpo_demo(
         if given.recipe not in recipes: raise ValueError(f"unknown recipe {given.recipe!r}: expected one of {', '.join(recipes)}")
         show_result(run_recipe(changed(recipes[given.recipe], given), given.output_dir))
     except ValueError as e: sys.exit(user_error(e))
+    except KeyboardInterrupt: print("\nStopped. The same command goes on where it was.", file=sys.stderr); sys.exit(130)
 
 def user_error(
     e:Exception, # What went wrong

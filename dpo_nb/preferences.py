@@ -6,7 +6,8 @@
 __all__ = ['RULES', 'all_pairs', 'best_rest', 'best_worst', 'same_text', 'merge_copies', 'fate', 'preference_row',
            'preference_features', 'pairs_of', 'Pairs', 'make_pairs', 'save_pairs', 'load_pairs']
 
-# %% ../nbs/10_preferences.ipynb #a13119ba
+# %% ../nbs/10_preferences.ipynb #3c7a6524
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -170,15 +171,16 @@ def make_pairs(
     if not rows: raise ValueError(f"no pairs. What became of the {len(fates)} responses: {fates.fate.value_counts().to_dict()}. Sample more or longer responses, lower the margin, or allow cut ones.")
     return Pairs(Dataset.from_list(rows, features=preference_features()), fates)
 
-# %% ../nbs/10_preferences.ipynb #7ad3781f
+# %% ../nbs/10_preferences.ipynb #e0cc220b
 def save_pairs(
     pairs:Pairs, # What to keep
     folder:str|Path, # Gets `pairs.parquet`, `pairs.jsonl` and `fates.csv`
 )->Path: # The folder
     "Keep pairs and fates."
+    from pyarrow import parquet
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    pairs.dataset.to_parquet(folder/"pairs.parquet")
-    pairs.dataset.to_json(folder/"pairs.jsonl", force_ascii=False)
+    parquet.write_table(pairs.dataset.with_format("arrow")[:], folder/"pairs.parquet")
+    write_whole(folder/"pairs.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pairs.dataset))
     pairs.fates.to_csv(folder/"fates.csv", index=False)
     return folder
 

@@ -7,9 +7,9 @@ __all__ = ['digest', 'sha256', 'differences', 'Instruction', 'Response', 'finger
            'write_whole', 'Journal', 'group_responses', 'check_ranking', 'rank_each', 'Recipe', 'as_kept', 'versions',
            'Run']
 
-# %% ../nbs/00_records.ipynb #b38b3548
+# %% ../nbs/00_records.ipynb #d89cc19e
 import hashlib, json, math, os
-from dataclasses import dataclass, field, asdict, replace
+from dataclasses import dataclass, field, asdict
 from importlib.metadata import version, PackageNotFoundError
 from pathlib import Path
 
