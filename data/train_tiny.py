@@ -12,14 +12,13 @@ from statistics import mean, stdev
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from tqdm import trange
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dpo_nb.tiny import GIFTS, GROUP_OF, GROUPS, NAMES, OPPOSITE, POINTS, WRITE, Oracle, TinyWorld, read_review, review_answer, review_question
-from dpo_nb.pairrm import MARKERS, PairRM, PairRanker, PairTokenizer, convert_spm, deberta_v3, pad_rows, read_tokenizer, train_spm
+from dpo_nb.pairrm import PairRM, PairRanker, PairTokenizer, convert_spm, deberta_v3, pad_rows, read_tokenizer, save_pairrm, train_spm
 from dpo_nb.records import Instruction, write_whole
 
 VOCABULARY = 1024 # At most: the merges end when every word of the world is one token
@@ -173,18 +172,7 @@ def train_ranker(out, seed, steps=1600, size=32, peak=1e-3, init=.06):
         optimizer.step()
         losses.append((loss.item(), lesson.item()))
         if step % 100 == 99: print(f"ranker: step {step + 1}, loss {mean(l for l, _ in losses[-100:]):.3f}, of the tutor {mean(l for _, l in losses[-100:]):.3f}, {time.process_time() - start:.0f} CPU-seconds", flush=True)
-    save_ranker(model, config, rows, folder)
-
-def save_ranker(model, config, rows, folder):
-    "In the form of llm-blender/PairRM-hf."
-    tensors = {k: v.half().contiguous() for k, v in model.state_dict().items() if not k.endswith("position_ids")}
-    save_file(tensors, folder/"model.safetensors", metadata={"format": "pt"})
-    prefixes = dict(zip(["source_prefix", "cand1_prefix", "cand2_prefix", "cand_prefix"], MARKERS))
-    extra = dict(architectures=["DebertaV2PairRM"], ranker_type="pairranker", n_tasks=1, drop_out=.05, source_maxlength=SOURCE, candidate_maxlength=CANDIDATE,
-                 **prefixes, **{f"{k}_id": rows.id[m] for k, m in prefixes.items()}, sep_token_id=rows.id["[SEP]"], dtype="float16")
-    write_whole(folder/"config.json", json.dumps({**config.to_dict(), **extra}, indent=2) + "\n")
-    special = dict(bos_token="[CLS]", cls_token="[CLS]", eos_token="[SEP]", sep_token="[SEP]", pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]")
-    write_whole(folder/"tokenizer_config.json", json.dumps(dict(tokenizer_class="DebertaV2Tokenizer", model_max_length=512, **special), indent=2) + "\n")
+    save_pairrm(folder, model.half(), rows)
     print(f"ranker: {sum(p.numel() for p in model.parameters()):,} parameters")
 
 

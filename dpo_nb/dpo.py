@@ -223,7 +223,7 @@ class Health:
     ):
         self.file, self.every, self.bar, self.view, self.drawn = Path(file), every, None, None, -math.inf
 
-# %% ../nbs/11_dpo.ipynb #0e02b1b3
+# %% ../nbs/11_dpo.ipynb #691cadce
 @patch
 def step(self:Health,
     state, # `TrainerState`
@@ -236,19 +236,26 @@ def step(self:Health,
     if in_notebook() and time.monotonic() - self.drawn > self.every: self.show(logged(state.log_history))
 
 @patch
-def show(self:Health, history:list[dict]):
+def show(self:Health,
+    history:list[dict], # As from `logged`
+):
+    "Draw the curves, or draw them anew."
     from IPython.display import display
     if self.view is None: self.view = display(plot_curves(history), display_id=True)
     else: self.view.update(plot_curves(history))
     self.drawn = time.monotonic()
 
 @patch
-def save(self:Health, state):
+def save(self:Health,
+    state, # `TrainerState`
+):
     "Called at each checkpoint and at the end."
     write_whole(self.file, "".join(json.dumps(h) + "\n" for h in logged(state.log_history)))
 
 @patch
-def close(self:Health, state):
+def close(self:Health,
+    state, # `TrainerState`
+):
     "Called when the training ends, or is broken off."
     if self.bar is not None: self.bar.close()
     if self.view is not None: self.show(logged(state.log_history))

@@ -124,8 +124,15 @@ def sample(
         if gone: rows.keep(going)
         rows.step(tokens[going])
 
-# %% ../nbs/06_generate.ipynb #3a1f95e1
-def check_sampling(n:int, temperature:float, top_p:float, top_k:int, max_new_tokens:int, batch_size:int):
+# %% ../nbs/06_generate.ipynb #b98588f7
+def check_sampling(
+    n:int, # These are as in `generate`
+    temperature:float,
+    top_p:float,
+    top_k:int,
+    max_new_tokens:int,
+    batch_size:int,
+):
     "Refuse settings that cannot be meant."
     for name, value in dict(n=n, max_new_tokens=max_new_tokens, batch_size=batch_size).items():
         if value < 1: raise ValueError(f"{name} must be at least 1; found {value}")

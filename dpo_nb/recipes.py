@@ -6,7 +6,8 @@
 __all__ = ['recipes', 'load_judge', 'check_judge', 'check_recipe', 'draw_instructions', 'preference_stage', 'training_stage',
            'left_out', 'Result', 'run_recipe', 'save_comparison']
 
-# %% ../nbs/16_recipes.ipynb #a86730d0
+# %% ../nbs/16_recipes.ipynb #6bbdb82d
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,7 +144,7 @@ def run_recipe(
     save_comparison(c, run/"evaluation")
     return Result(run, pairs, training, c, left_out(rankings, training))
 
-# %% ../nbs/16_recipes.ipynb #1b5863c9
+# %% ../nbs/16_recipes.ipynb #2ba84371
 def save_comparison(
     c:Comparison, # What to keep
     folder:str|Path, # Gets `comparison.csv`, `measures.csv`, `comparison.png`
@@ -151,6 +152,6 @@ def save_comparison(
     "Keep a comparison as tables and a picture."
     import matplotlib.pyplot as plt
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    c.table.to_csv(folder/"comparison.csv", index=False)
+    c.table.to_csv(folder/"comparison.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
     measures(c).to_csv(folder/"measures.csv")
     fig = plot_comparison(c); fig.savefig(folder/"comparison.png", dpi=120); plt.close(fig)
