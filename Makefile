@@ -21,10 +21,10 @@ docs: .venv/installed README.md
 	if command -v quarto >/dev/null; then $(BIN)/nbdev_docs; else $(MAKE) plain-docs; fi
 
 plain-docs:
-	rm -rf _docs && $(BIN)/python -c 'from nbdev.serve import proc_nbs; proc_nbs()'
-	cd _proc && for d in . tutorials; do ../$(BIN)/jupyter nbconvert --log-level ERROR --to html --embed-images --output-dir ../_docs/$$d $$d/*.ipynb || exit 1; done
-	mkdir -p _docs/data && cp data/README.md _docs/data/README.md
-	find _docs -name '*.html' | xargs perl -0pi -e 's/---\s*description: (.*?)\s*output-file: .*?\s*title: (.*?)\s*---/<h1>$$2<\/h1><p>$$1<\/p>/s; s/(href="[a-z0-9_\/]*)\.ipynb"/$$1.html"/g'
+	rm -rf _docs && mkdir -p _docs/data && cp data/README.md _docs/data
+	cd nbs && for d in . tutorials; do ../$(BIN)/jupyter nbconvert --log-level ERROR --to html --embed-images --output-dir ../_docs/$$d \
+		--RegexRemovePreprocessor.patterns='^#\| (hide|default_exp)' $$d/*.ipynb || exit 1; done
+	find _docs -name '*.html' | xargs perl -pi -e 's/(href="[a-z0-9_\/]*)\.ipynb"/$$1.html"/g; s/href="\.\.\/data/href="data/g'
 	@echo "The pages are in _docs; begin with _docs/index.html"
 
 bench: .venv/installed

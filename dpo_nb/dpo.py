@@ -174,7 +174,7 @@ def dpo_config(
     usual = dict(report_to="none", disable_tqdm=True, use_cpu=lm.device.type == "cpu", bf16=cuda and dtype == torch.bfloat16, fp16=cuda and dtype == torch.float16)
     with quiet(): return DPOConfig(**fixed, **(usual | dpo))
 
-# %% ../nbs/11_dpo.ipynb #6e6e5c84
+# %% ../nbs/11_dpo.ipynb #2c8c4504
 def smooth(
     values:list[float], # One a step
 )->list[float]: # The mean of each value and those before it, over a tenth of the steps
@@ -197,7 +197,7 @@ def plot_curves(
             ax.plot(steps, values, color=colour, alpha=.25); ax.plot(steps, smooth(values), color=colour, label=key.rpartition("/")[2])
         ax.set(title=title, xlabel="step"); ax.spines[["top", "right"]].set_visible(False)
     for ax, y, text in zip(axes, [math.log(2), 0, .5], ["ln 2", "", "chance"]):
-        ax.axhline(y, color="grey", lw=1, ls="--"); ax.annotate(text, (steps[-1], y), (0, 2), textcoords="offset points", ha="right", color="grey")
+        ax.axhline(y, color="grey", lw=1, ls="--"); ax.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center", color="grey", fontsize=8)
     axes[3].legend(frameon=False)
     return fig
 

@@ -186,7 +186,7 @@ def batches(
         else: out.append([i])
     return out
 
-# %% ../nbs/07_pairrm.ipynb #030650f7
+# %% ../nbs/07_pairrm.ipynb #295bcc89
 NO_PICKLE = "It has a pickle (.bin), which is not opened because it can run any program. Where you trust it, convert it: " \
     "`safetensors.torch.save_file(torch.load('pytorch_model.bin', weights_only=True), 'model.safetensors')`."
 
@@ -201,7 +201,7 @@ def checkpoint_folder(
         wanted = ["config.json", "model.safetensors", "tokenizer.json", "spm.model"]
         try: folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=wanted))
         except (OSError, ValueError) as e:
-            raise ValueError(f"{name_or_path} is no folder here, and the hub did not give it ({e}). Check the name and the connection, or give a folder.") from None
+            raise ValueError(f"{name_or_path} is no folder here, and the hub did not give it ({str(e).splitlines()[0]:.90}). Check the name and the connection, or give a folder.") from None
     for name in ("config.json", "model.safetensors"):
         if not (folder/name).exists(): raise ValueError(f"{folder} has no {name}. {NO_PICKLE if list(folder.glob('*.bin')) else 'Is it the folder of a PairRM checkpoint?'}")
     return folder

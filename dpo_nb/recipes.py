@@ -108,7 +108,7 @@ def left_out(
     return [f"{cut} responses were too long for the judge, who read only their beginning"] * (cut > 0) + \
         [f"{len(training.dropped)} pairs were not trained on: {training.dropped.reason.value_counts().to_dict()}"] * (len(training.dropped) > 0)
 
-# %% ../nbs/16_recipes.ipynb #306d35ae
+# %% ../nbs/16_recipes.ipynb #feda460d
 @dataclass(frozen=True)
 class Result:
     "What a run came to."
@@ -131,10 +131,10 @@ def run_recipe(
     check_judge(recipe.judge, train); check_judge(evaluator, test)
     if recipe.threads: torch.set_num_threads(recipe.threads)
     lm = load_lm(recipe.model, recipe.dtype, quantization=recipe.quantization)
-    if (Path(folder)/"recipe.json").exists(): say(f"going on in {folder}")
-    run = Run(folder, recipe)
+    begun, run = (Path(folder)/"recipe.json").exists(), Run(folder, recipe)
+    if begun: say(f"going on in {folder}")
     answer = lambda lm, name: complete(lm, test, run/"evaluation"/f"{name}.jsonl", max_new_tokens=recipe.max_new_tokens, seed=recipe.seed)
-    say(f"{recipe.responses_per_instruction} responses to each of {len(train)} instructions from {lm.name}, ranked by {recipe.judge}")
+    say(f"{recipe.responses_per_instruction} responses to each of {len(train)} instructions from {lm.name}, ranked by {'the oracle' if recipe.judge == 'oracle' else f'PairRM ({recipe.judge})'}")
     pairs, rankings = preference_stage(run, lm, train)
     say(f"DPO on {len(pairs.dataset)} pairs")
     training = training_stage(run, lm, pairs)
