@@ -107,14 +107,16 @@ def measures(
         rows[name] = {base: sum(a for a, _ in values) / d.n, tuned: sum(b for _, b in values) / d.n, "difference": d.mean, "low": d.low, "high": d.high, "n": d.n}
     return pd.DataFrame(rows).T.astype({"n": int})
 
-# %% ../nbs/12_evaluate.ipynb #9c2bab50
+# %% ../nbs/12_evaluate.ipynb #bb3c5cd6
 def change(
     m, # A table as from `measures`, or some of its rows
-    digits:int=2, # After the point
+    digits:int=2, # After the point, at least: as many as it takes to see a difference
 )->str: # "score 3.71 → 4.45, …"
     "Each measure before and after."
-    before, after = (m[c].round(digits) for c in m.columns[:2])
-    return ", ".join(f"{k} {a:.{digits}f} → {b:.{digits}f}" for k, a, b in zip(m.index, before, after))
+    def shown(k, a, b):
+        d = next((d for d in range(digits, 6) if round(a, d) != round(b, d)), digits)
+        return f"{k} {round(a, d) + 0.:.{d}f} → {round(b, d) + 0.:.{d}f}"
+    return ", ".join(shown(k, a, b) for k, a, b in zip(m.index, m[m.columns[0]], m[m.columns[1]]))
 
 # %% ../nbs/12_evaluate.ipynb #813c5641
 def verdict(

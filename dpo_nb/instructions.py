@@ -12,15 +12,18 @@ from pathlib import Path
 from .records import *
 from .tiny import TinyWorld
 
-# %% ../nbs/02_instructions.ipynb #954442d9
+# %% ../nbs/02_instructions.ipynb #9bfc4f12
 def from_row(
     row:dict, # One JSON object
     source:str="", # Where it comes from
 )->Instruction:
     "The instruction of one row of a JSONL file."
     if not isinstance(row, dict): raise ValueError(f"expected an object with a question; found {row!r:.60}")
-    if "messages" in row: return from_json(json.dumps(dict(messages=row["messages"], source=source)), Instruction, "`messages`")
-    turns = row.get("conversations") or [row[k] for k in ("question", "instruction", "prompt", "input") if row.get(k, "") != ""]
+    if "messages" in row:
+        i = from_json(json.dumps(dict(messages=row["messages"], source=source)), Instruction, "`messages`")
+        return Instruction([{**m, "content": m["content"].strip()} for m in i.messages], source)
+    turns = row.get("conversations") or [row[k] for k in ("question", "instruction", "prompt", "input") if row.get(k) not in (None, "")]
+    if not isinstance(turns, list): raise ValueError(f"`conversations` must be a list of texts; found {turns!r:.60}")
     if not turns: raise ValueError(f"no question: expected `question`, `instruction`, `prompt`, `messages` or `conversations`; found {', '.join(row) or 'nothing'}")
     odd = [t for t in turns if not isinstance(t, str)]
     if odd: raise ValueError(f"the question must be text; found {odd[0]!r:.60}")
@@ -38,7 +41,7 @@ def read_lines(
     except UnicodeDecodeError as e: raise ValueError(f"{path} is not UTF-8 text (byte {e.start}). Save it as UTF-8.") from None
     return [(n, line.strip()) for n, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1) if line.strip()]
 
-# %% ../nbs/02_instructions.ipynb #f658803d
+# %% ../nbs/02_instructions.ipynb #49946ab7
 def read_instructions(
     path:str|Path, # `*.jsonl` with an object a line, or `*.txt` with a question a line
 )->list[Instruction]: # In the order of the file, repeated ones included
@@ -46,9 +49,9 @@ def read_instructions(
     path, found = Path(path), []
     lines = read_lines(path)
     if not lines: raise ValueError(f"{path} is empty. It should hold a question a line (.txt) or an object a line (.jsonl).")
-    if path.suffix not in (".txt", ".jsonl"): raise ValueError(f"{path} is neither .txt (a question a line) nor .jsonl (an object a line). Save it as one of them, or give a list of questions.")
+    if path.suffix.lower() not in (".txt", ".jsonl"): raise ValueError(f"{path} is neither .txt (a question a line) nor .jsonl (an object a line). Save it as one of them, or give a list of questions.")
     for n, line in lines:
-        try: found.append(from_row(json.loads(line), path.stem) if path.suffix == ".jsonl" else Instruction.ask(line, path.stem))
+        try: found.append(from_row(json.loads(line), path.stem) if path.suffix.lower() == ".jsonl" else Instruction.ask(line, path.stem))
         except ValueError as e: raise ValueError(f"{path}, line {n}: {e}. Correct the line, or remove it.") from None
     return found
 

@@ -54,7 +54,7 @@ class Encoded(NamedTuple):
     prompt:list[int] # The conversation up to where the assistant begins
     completion:list[int] # The response, with the end token if the model ended by itself
 
-# %% ../nbs/03_models.ipynb #a66e3b6f
+# %% ../nbs/03_models.ipynb #4ad4a7c4
 class LM:
     "A causal language model with its tokenizer and chat template."
     def __init__(self,
@@ -70,7 +70,7 @@ class LM:
         tokenizer.chat_template = fix_date(template, day) if isinstance(template, str) else fix_date(template["default"], day)
         tokenizer.chat_control_tokens = [t.content for t in tokenizer.added_tokens_decoder.values()
                                          if t.content in tokenizer.chat_template and not t.content.isspace()]
-        self.end_id = self._end_id()
+        self.end_id, self.lead = self._end_id(), self._lead()
         ends = model.generation_config.eos_token_id
         self.stop_ids = {self.end_id, *([ends] if isinstance(ends, int) else ends or [])}
         self.settings = dict(model=name, weights=weights, template=digest(tokenizer.chat_template), dtype=str(model.dtype))
@@ -97,16 +97,31 @@ def _end_id(self:LM):
     if self.tokenizer.eos_token_id is None: raise ValueError(f"{self.name} has no end token: neither its chat template nor its tokenizer names one. Set `tokenizer.eos_token`.")
     return self.tokenizer.eos_token_id
 
-# %% ../nbs/03_models.ipynb #c4b0d6ba
+# %% ../nbs/03_models.ipynb #6dc37f7d
 @patch
 def _template(self:LM, messages, **kwargs)->list[int]:
     from jinja2 import TemplateError
+    hint = " If it has no system role, put that text at the start of the first user message." if messages[0]["role"] == "system" else ""
     try: return self.tokenizer.apply_chat_template(messages, sanitize_control_tokens=True, return_dict=False, **kwargs)
-    except TemplateError as e:
+    except (TemplateError, TypeError, KeyError) as e:
         roles = ", ".join(m["role"] for m in messages)
-        raise ValueError(f"the chat template of {self.name} refuses this conversation ({roles}): {e}. If it has no system role, put that text at the start of the first user message.") from None
+        raise ValueError(f"the chat template of {self.name} refuses this conversation ({roles}): {e}.{hint}") from None
 
-# %% ../nbs/03_models.ipynb #265fbad3
+# %% ../nbs/03_models.ipynb #27650eb0
+@patch
+def _text(self:LM, text, lead=""):
+    ids = lambda t: self._template([{"role": "assistant", "content": t}], chat_template="{{ messages[0]['content'] }}") if t else []
+    whole, head = ids(lead + text), ids(lead)
+    return whole[len(head):] if whole[:len(head)] == head else ids(text)
+
+@patch
+def _lead(self:LM):
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "answer"}]
+    prompt, whole = self._template(chat[:1], add_generation_prompt=True), self._template(chat)
+    fits = lambda lead: whole[len(prompt):][:len(made := self._text("answer", lead))] == made
+    return "\n" if whole[:len(prompt)] == prompt and not fits("") and fits("\n") else ""
+
+# %% ../nbs/03_models.ipynb #2138fd1f
 @patch
 def encode(self:LM,
     messages:list[dict[str,str]], # A conversation that ends with the user's turn
@@ -116,7 +131,7 @@ def encode(self:LM,
     "Render the chat template and tokenize, for generation, judging, scoring and training alike."
     prompt = self._template(messages, add_generation_prompt=True)
     if completion is None: return Encoded(prompt, [])
-    text = self._template([{"role": "assistant", "content": completion}], chat_template="{{ messages[0]['content'] }}") if completion else []
+    text = self._text(completion, self.lead)
     return Encoded(prompt, text + [self.end_id] if finished else text)
 
 @patch
@@ -126,12 +141,12 @@ def decode(self:LM,
     "The text of some tokens."
     return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-# %% ../nbs/03_models.ipynb #0d4a2ec2
+# %% ../nbs/03_models.ipynb #02828821
 def fingerprint_folder(
     folder:str|Path, # A folder with `*.safetensors`
-)->str: # Changes when a weight or the tokenizer does
+)->str: # Changes when a weight, the configuration, the tokenizer or its template does
     "What a journal remembers of a model: the hash of its files. A model of the hub has its commit instead."
-    return digest({f.name: sha256(f) for pattern in ("*.safetensors", "tokenizer.json") for f in Path(folder).glob(pattern)})
+    return digest({f.name: sha256(f) for pattern in ("*.safetensors", "*.json", "*.model", "*.jinja") for f in Path(folder).glob(pattern)})
 
 # %% ../nbs/03_models.ipynb #0914f366
 def check_folder(

@@ -6,8 +6,8 @@
 __all__ = ['RULES', 'all_pairs', 'best_rest', 'best_worst', 'same_text', 'merge_copies', 'fate', 'preference_row',
            'preference_features', 'pairs_of', 'Pairs', 'make_pairs', 'save_pairs', 'load_pairs']
 
-# %% ../nbs/10_preferences.ipynb #3c7a6524
-import json
+# %% ../nbs/10_preferences.ipynb #28c4c753
+import json, os
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -171,7 +171,7 @@ def make_pairs(
     if not rows: raise ValueError(f"no pairs. What became of the {len(fates)} responses: {fates.fate.value_counts().to_dict()}. Sample more or longer responses, lower the margin, or allow cut ones.")
     return Pairs(Dataset.from_list(rows, features=preference_features()), fates)
 
-# %% ../nbs/10_preferences.ipynb #e0cc220b
+# %% ../nbs/10_preferences.ipynb #9b1969bb
 def save_pairs(
     pairs:Pairs, # What to keep
     folder:str|Path, # Gets `pairs.parquet`, `pairs.jsonl` and `fates.csv`
@@ -179,9 +179,10 @@ def save_pairs(
     "Keep pairs and fates."
     from pyarrow import parquet
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pairs.dataset.with_format("arrow")[:], folder/"pairs.parquet")
+    parquet.write_table(pairs.dataset.with_format("arrow")[:], folder/"pairs.parquet.part")
+    os.replace(folder/"pairs.parquet.part", folder/"pairs.parquet")
     write_whole(folder/"pairs.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pairs.dataset))
-    pairs.fates.to_csv(folder/"fates.csv", index=False)
+    write_whole(folder/"fates.csv", pairs.fates.to_csv(index=False))
     return folder
 
 # %% ../nbs/10_preferences.ipynb #daf574c5

@@ -6,17 +6,17 @@
 __all__ = ['recipes', 'load_judge', 'check_judge', 'check_recipe', 'draw_instructions', 'preference_stage', 'training_stage',
            'left_out', 'Result', 'run_recipe', 'save_comparison']
 
-# %% ../nbs/16_recipes.ipynb #6bbdb82d
-import csv
-from dataclasses import dataclass
+# %% ../nbs/16_recipes.ipynb #14eb2591
+import csv, json, math
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from .records import *
 from .tiny import Oracle
 from .instructions import load_instructions, unseen
 from .models import check_precision, load_lm
-from .generate import check_sampling, generate
-from .pairrm import PairRM, checkpoint_folder
+from .generate import check_sampling, generate, prompt_ids
+from .pairrm import PairRM, checkpoint_folder, read_pair_tokenizer
 from .preferences import make_pairs, save_pairs, Pairs, RULES
 from .dpo import check_fields, train_dpo, load_adapter, Training
 from .evaluate import complete, compare, measures, plot_comparison, Comparison
@@ -38,17 +38,17 @@ def load_judge(
     "The judge that a recipe names."
     return Oracle() if name == "oracle" else PairRM.load(name)
 
-# %% ../nbs/16_recipes.ipynb #c06e91e0
+# %% ../nbs/16_recipes.ipynb #0f9aac66
 def check_judge(
     name:str, # As in `load_judge`
     instructions:list[Instruction], # What it is to judge
 ):
     "Refuse a judge that is not there, or cannot judge these instructions."
-    if name != "oracle": checkpoint_folder(name)
+    if name != "oracle": folder = checkpoint_folder(name); read_pair_tokenizer(folder, json.loads((folder/"config.json").read_text(encoding="utf-8")))
     elif all(Oracle().points(i, "") is None for i in instructions):
         raise ValueError(f"the oracle knows the tiny world only, and none of these {len(instructions)} instructions is of it. Give another judge or evaluator, such as llm-blender/PairRM.")
 
-# %% ../nbs/16_recipes.ipynb #a74d595a
+# %% ../nbs/16_recipes.ipynb #4c7d99b3
 def check_recipe(
     r:Recipe, # What is to be run
 ):
@@ -60,9 +60,11 @@ def check_recipe(
     if r.responses_per_instruction < 2: raise ValueError("responses_per_instruction must be at least 2: a preference is between two")
     if not 0 <= r.seed < 2**32: raise ValueError(f"seed must be from 0 to {2**32 - 1}; found {r.seed}")
     if not r.margin >= 0: raise ValueError(f"margin must be 0 or more; found {r.margin}")
+    twice = r.dpo.keys() & {f.name for f in fields(Recipe)}
+    if twice: raise ValueError(f"{min(twice)} is a setting of the recipe itself: give it there, and not in dpo")
     for name in "learning_rate num_epochs batch_size gradient_accumulation beta lora_r lora_alpha threads".split():
         value = getattr(r, name)
-        if value is not None and not value > 0: raise ValueError(f"{name} must be above 0; found {value}")
+        if value is not None and not 0 < value < math.inf: raise ValueError(f"{name} must be above 0; found {value}")
 
 # %% ../nbs/16_recipes.ipynb #43e657df
 def draw_instructions(
@@ -108,7 +110,7 @@ def left_out(
     return [f"{cut} responses were too long for the judge, who read only their beginning"] * (cut > 0) + \
         [f"{len(training.dropped)} pairs were not trained on: {training.dropped.reason.value_counts().to_dict()}"] * (len(training.dropped) > 0)
 
-# %% ../nbs/16_recipes.ipynb #feda460d
+# %% ../nbs/16_recipes.ipynb #22e20807
 @dataclass(frozen=True)
 class Result:
     "What a run came to."
@@ -131,6 +133,7 @@ def run_recipe(
     check_judge(recipe.judge, train); check_judge(evaluator, test)
     if recipe.threads: torch.set_num_threads(recipe.threads)
     lm = load_lm(recipe.model, recipe.dtype, quantization=recipe.quantization)
+    for asked in (train, test): prompt_ids(lm, asked, recipe.max_new_tokens)
     begun, run = (Path(folder)/"recipe.json").exists(), Run(folder, recipe)
     if begun: say(f"going on in {folder}")
     answer = lambda lm, name: complete(lm, test, run/"evaluation"/f"{name}.jsonl", max_new_tokens=recipe.max_new_tokens, seed=recipe.seed)
