@@ -6,9 +6,11 @@
 __all__ = ['complete', 'side_by_side', 'Comparison', 'compare', 'outcome', 'wins', 'measures', 'change', 'verdict',
            'plot_comparison']
 
-# %% ../nbs/12_evaluate.ipynb #9d05e4cf
+# %% ../nbs/12_evaluate.ipynb #4715dd6a
 import warnings
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from .records import *
 from .stats import *
@@ -107,15 +109,15 @@ def measures(
         rows[name] = {base: sum(a for a, _ in values) / d.n, tuned: sum(b for _, b in values) / d.n, "difference": d.mean, "low": d.low, "high": d.high, "n": d.n}
     return pd.DataFrame(rows).T.astype({"n": int})
 
-# %% ../nbs/12_evaluate.ipynb #bb3c5cd6
+# %% ../nbs/12_evaluate.ipynb #2c77c9fe
 def change(
     m, # A table as from `measures`, or some of its rows
     digits:int=2, # After the point, at least: as many as it takes to see a difference
 )->str: # "score 3.71 → 4.45, …"
     "Each measure before and after."
     def shown(k, a, b):
-        d = next((d for d in range(digits, 6) if round(a, d) != round(b, d)), digits)
-        return f"{k} {round(a, d) + 0.:.{d}f} → {round(b, d) + 0.:.{d}f}"
+        d = next((d for d in range(digits, 6) if np.round(a, d) != np.round(b, d)), digits) # Rounds as pandas does
+        return f"{k} {np.round(a, d) + 0.:.{d}f} → {np.round(b, d) + 0.:.{d}f}"
     return ", ".join(shown(k, a, b) for k, a, b in zip(m.index, m[m.columns[0]], m[m.columns[1]]))
 
 # %% ../nbs/12_evaluate.ipynb #813c5641
