@@ -1,5 +1,5 @@
 "Settings of the test run."
-import os, subprocess, sys
+import os, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,15 @@ def pytest_collection_modifyitems(config, items):
     if config.getoption("--full"): return
     for item in items:
         if "full" in item.keywords: item.add_marker(pytest.mark.skip(reason="runs with --full"))
+
+def kill_when(process, reached, how=signal.SIGKILL, seconds=300):
+    "Send a process a signal the moment that something is reached, and wait for its end."
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert process.poll() is None and time.monotonic() < deadline, "the process ended before it could be killed"
+        time.sleep(.002)
+    process.send_signal(how)
+    return process.wait()
 
 @pytest.fixture
 def python():

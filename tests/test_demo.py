@@ -1,8 +1,10 @@
 "The whole job from the shell: it helps for three seeds, survives SIGKILL, and runs on a foreign model."
-import csv, os, signal, subprocess, sys, time
+import csv, os, signal, subprocess, sys
 from pathlib import Path
 
 import pytest
+
+from conftest import kill_when
 
 DEMO = [str(Path(sys.executable).parent/"dpo_demo")]
 
@@ -34,20 +36,21 @@ MOMENTS = {
     "while it compares": lambda run: lines(run/"evaluation/tuned.jsonl") >= 1,
 }
 
-def kill_when(reached, folder):
-    process = subprocess.Popen([*DEMO, "--output_dir", str(folder), *SMALL], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not reached(folder) and process.poll() is None: time.sleep(.002)
-    process.send_signal(signal.SIGKILL)
-    return process.wait()
+def start(folder): return subprocess.Popen([*DEMO, "--output_dir", str(folder), *SMALL], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 def test_a_killed_demo_ends_like_an_unbroken_one(tmp_path):
     broken, unbroken = tmp_path/"broken", tmp_path/"unbroken"
     demo(unbroken, *SMALL)
-    for moment, reached in MOMENTS.items(): assert kill_when(reached, broken) == -signal.SIGKILL, f"it was over before it could be killed {moment}"
+    for moment, reached in MOMENTS.items(): assert kill_when(start(broken), lambda: reached(broken)) == -signal.SIGKILL, moment
     demo(broken, *SMALL)
     a, b = kept(unbroken), kept(broken)
     assert a.keys() == b.keys() and "adapter/adapter_model.safetensors" in a
     assert [f for f in a if a[f] != b[f]] == []
+
+def test_ctrl_c_is_no_traceback(tmp_path):
+    process = start(tmp_path)
+    assert kill_when(process, lambda: MOMENTS["while it samples"](tmp_path), signal.SIGINT) == 130
+    assert process.stderr.read().strip().endswith("Stopped. The same command goes on where it was.")
 
 def foreign_checkpoint(folder):
     "A random Llama of another size, with a tokenizer of its own and no chat template."

@@ -1,8 +1,9 @@
 "A training that is killed and started again ends with the bytes of one that never was."
-import os, signal, subprocess, sys, time
+import os, signal, subprocess, sys
 
 from safetensors import safe_open
 
+from conftest import kill_when
 from dpo_nb.dpo import checkpoints, is_whole, newest
 
 TRAIN = """
@@ -23,19 +24,10 @@ KEPT = ["adapter/adapter_model.safetensors", "adapter/adapter_config.json", "ada
 def start(folder):
     return subprocess.Popen([sys.executable, "-c", TRAIN, str(folder)], stderr=subprocess.DEVNULL)
 
-def kill_when(process, seen):
-    "Kill a process the moment that a path is there."
-    deadline = time.monotonic() + 300
-    while not seen.exists():
-        assert process.poll() is None and time.monotonic() < deadline, f"the training ended before {seen} was there"
-        time.sleep(.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-
 def test_killed_training_ends_with_the_same_bytes(tmp_path):
     unbroken, killed = tmp_path/"unbroken", tmp_path/"killed"
     reference, victim = start(unbroken), start(killed)
-    kill_when(victim, killed/"checkpoints"/"checkpoint-16") # While it writes this checkpoint
+    assert kill_when(victim, (killed/"checkpoints"/"checkpoint-16").exists) == -signal.SIGKILL # While it writes this checkpoint
     assert not (killed/"adapter").exists()
     whole = newest(killed/"checkpoints")
     os.truncate(whole/"adapter_model.safetensors", 1000)
