@@ -36,7 +36,9 @@ MOMENTS = {
     "while it compares": lambda run: lines(run/"evaluation/tuned.jsonl") >= 1,
 }
 
-def start(folder): return subprocess.Popen([*DEMO, "--output_dir", str(folder), *SMALL], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def start(folder):
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # A shell's background jobs are deaf to Ctrl-C, and their children too
+    return subprocess.Popen([*DEMO, "--output_dir", str(folder), *SMALL], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
 
 def test_a_killed_demo_ends_like_an_unbroken_one(tmp_path):
     broken, unbroken = tmp_path/"broken", tmp_path/"unbroken"
