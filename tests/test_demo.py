@@ -1,5 +1,5 @@
 "The whole job from the shell: it helps for three seeds, survives SIGKILL, and runs on a foreign model."
-import csv, os, signal, subprocess, sys
+import csv, os, random, shutil, signal, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +48,18 @@ def test_a_killed_demo_ends_like_an_unbroken_one(tmp_path):
     a, b = kept(unbroken), kept(broken)
     assert a.keys() == b.keys() and "adapter/adapter_model.safetensors" in a
     assert [f for f in a if a[f] != b[f]] == []
+
+@pytest.mark.full
+def test_a_demo_that_is_killed_at_random_ends_like_an_unbroken_one(tmp_path):
+    rng, broken, unbroken = random.Random(0), tmp_path/"broken", tmp_path/"unbroken"
+    demo(unbroken, *SMALL)
+    killed = 0
+    while killed < 20:
+        process = start(broken)
+        try: process.wait(rng.uniform(2, 9)); shutil.rmtree(broken) # It was over before: from the beginning again
+        except subprocess.TimeoutExpired: process.kill(); process.wait(); killed += 1
+    demo(broken, *SMALL)
+    assert kept(broken) == kept(unbroken)
 
 def test_ctrl_c_is_no_traceback(tmp_path):
     process = start(tmp_path)
