@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['RULES', 'all_pairs', 'best_rest', 'best_worst', 'same_text', 'merge_copies', 'fate', 'preference_row',
-           'preference_features', 'pairs_of', 'Pairs', 'make_pairs', 'save_pairs', 'load_pairs']
+           'preference_features', 'pairs_of', 'Pairs', 'pair_settings', 'make_pairs', 'read_settings', 'check_pairs',
+           'save_pairs', 'load_pairs', 'as_messages', 'load_preferences', 'read_pairs']
 
-# %% ../nbs/10_preferences.ipynb #28c4c753
+# %% ../nbs/10_preferences.ipynb #6fc94d02
 import json, os
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
 from .records import *
+from .instructions import load_split, read_file
 
 # %% ../nbs/10_preferences.ipynb #bd31bcbd
 def all_pairs(
@@ -130,12 +132,13 @@ def pairs_of(
     fates = [(instruction.id, r.index, s, why(i)) for i, (r, s) in enumerate(zip(responses, ranking.scores))]
     return [preference_row(instruction, responses, ranking, scores, p) for p in pairs], fates
 
-# %% ../nbs/10_preferences.ipynb #2ecbdf60
+# %% ../nbs/10_preferences.ipynb #570247a6
 @dataclass(frozen=True)
 class Pairs:
     "Preference pairs, and what became of every response."
     dataset:object # `datasets.Dataset`: one row a pair, in TRL's conversational format
     fates:object # `pandas.DataFrame`: one row a response: `instruction_id`, `index`, `score`, `fate`
+    settings:dict # Rule, margin, judge, and digests of the responses and rankings that the pairs were made from
 
     @property
     def funnel(self): # `pandas.DataFrame`, one row a fate
@@ -143,7 +146,20 @@ class Pairs:
         counts = self.fates.fate.value_counts().rename("responses").to_frame()
         return counts.assign(share=(counts.responses / len(self.fates)).round(3))
 
-# %% ../nbs/10_preferences.ipynb #de90db82
+# %% ../nbs/10_preferences.ipynb #cf271f17
+def pair_settings(
+    responses:list[Response], # These are as in `make_pairs`
+    rankings:list[Ranking],
+    rule:str,
+    margin:float,
+    allow_cut:bool,
+)->dict: # The same for the same pairs, in whatever order they were given
+    "What defines a set of pairs."
+    made = lambda rows: f"{len(rows)}, digest {digest(sorted(rows))}"
+    return dict(rule=rule, margin=float(margin), allow_cut=allow_cut, judge=", ".join(sorted({r.judge for r in rankings})),
+                responses=made([[r.instruction_id, r.index, r.text, r.finished] for r in responses]), rankings=made([[r.instruction_id, str(r.scores)] for r in rankings]))
+
+# %% ../nbs/10_preferences.ipynb #142dd8ef
 def make_pairs(
     instructions:list[Instruction], # What was asked
     responses:list[Response], # All responses
@@ -169,23 +185,42 @@ def make_pairs(
         rows += made; fates += told
     fates = pd.DataFrame(fates, columns=["instruction_id", "index", "score", "fate"]).astype({"score": float})
     if not rows: raise ValueError(f"no pairs. What became of the {len(fates)} responses: {fates.fate.value_counts().to_dict()}. Sample more or longer responses, lower the margin, or allow cut ones.")
-    return Pairs(Dataset.from_list(rows, features=preference_features()), fates)
+    return Pairs(Dataset.from_list(rows, features=preference_features()), fates, pair_settings(responses, rankings, rule, margin, allow_cut))
 
-# %% ../nbs/10_preferences.ipynb #9b1969bb
+# %% ../nbs/10_preferences.ipynb #1a177696
+def read_settings(
+    folder:Path, # With pairs in it
+)->dict: # As in `Pairs.settings`
+    "What the pairs in a folder were made by."
+    try: return dict(json.loads((folder/"settings.json").read_text(encoding="utf-8")))
+    except FileNotFoundError: raise ValueError(f"{folder} has pairs, but no settings.json: an earlier version or something else made them. Use another folder.") from None
+    except (ValueError, TypeError): raise ValueError(f"{folder/'settings.json'} is damaged. Use another folder, or remove this one and make the pairs again.") from None
+
+def check_pairs(
+    folder:Path, # Where pairs are to go
+    settings:dict, # As in `Pairs.settings`
+):
+    "Refuse a folder that holds other pairs."
+    if not (folder/"settings.json").exists() and not (folder/"pairs.parquet").exists(): return
+    differ = differences(read_settings(folder), settings)
+    if differ: raise ValueError(f"{folder} holds other pairs ({differ}). Go on with the old settings, or use another folder.")
+
+# %% ../nbs/10_preferences.ipynb #95352b92
 def save_pairs(
     pairs:Pairs, # What to keep
-    folder:str|Path, # Gets `pairs.parquet`, `pairs.jsonl` and `fates.csv`
+    folder:str|Path, # Gets `pairs.parquet`, `pairs.jsonl`, `fates.csv` and `settings.json`
 )->Path: # The folder
     "Keep pairs and fates."
     from pyarrow import parquet
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(folder); check_pairs(folder, pairs.settings); folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder/"settings.json", json.dumps(pairs.settings, indent=1) + "\n")
     parquet.write_table(pairs.dataset.with_format("arrow")[:], folder/"pairs.parquet.part")
     os.replace(folder/"pairs.parquet.part", folder/"pairs.parquet")
     write_whole(folder/"pairs.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pairs.dataset))
     write_whole(folder/"fates.csv", pairs.fates.to_csv(index=False))
     return folder
 
-# %% ../nbs/10_preferences.ipynb #daf574c5
+# %% ../nbs/10_preferences.ipynb #a41d7246
 def load_pairs(
     folder:str|Path, # As written by `save_pairs`
 )->Pairs:
@@ -193,8 +228,45 @@ def load_pairs(
     import pandas as pd
     from datasets import Dataset
     folder = Path(folder)
-    missing = [n for n in ("pairs.parquet", "fates.csv") if not (folder/n).exists()]
+    missing = [n for n in ("pairs.parquet", "pairs.jsonl", "fates.csv") if not (folder/n).exists()]
     if missing: raise ValueError(f"{folder} has no {' and no '.join(missing)}. Give the folder that `save_pairs` wrote.")
     rows = pd.read_parquet(folder/"pairs.parquet")
     fates = pd.read_csv(folder/"fates.csv", dtype={"instruction_id": str, "score": str}).astype({"score": float})
-    return Pairs(Dataset.from_pandas(rows, features=preference_features(), preserve_index=False), fates)
+    return Pairs(Dataset.from_pandas(rows, features=preference_features(), preserve_index=False), fates, read_settings(folder))
+
+# %% ../nbs/10_preferences.ipynb #4fa7bbb2
+def as_messages(
+    row:dict, # `chosen`, `rejected`, and `prompt` unless it stands in both of them
+    where:str="this row", # For the error
+)->dict: # The same row, where `prompt`, `chosen` and `rejected` are lists of messages
+    "A pair in TRL's conversational format."
+    said = lambda role, text: [{"role": role, "content": text}] if isinstance(text, str) else text if isinstance(text, list) else []
+    prompt, chosen, rejected = said("user", row.get("prompt")), said("assistant", row.get("chosen")), said("assistant", row.get("rejected"))
+    if len(chosen) > 1:
+        same = next((n for n, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected)) - 1)
+        prompt, chosen, rejected = chosen[:same], chosen[same:], rejected[same:]
+    missing = [n for n, m in dict(prompt=prompt, chosen=chosen, rejected=rejected).items() if not m or not all(isinstance(t, dict) for t in m)]
+    if missing: raise ValueError(f"{where} has no `{missing[0]}` (its columns: {', '.join(row)}). A pair is `prompt`, `chosen` and `rejected`, as texts or as messages.")
+    return row | dict(prompt=prompt, chosen=chosen, rejected=rejected)
+
+# %% ../nbs/10_preferences.ipynb #09a1e859
+def load_preferences(
+    source:str|Path, # A folder of `save_pairs`, a .jsonl, .json or .parquet file, or a data set: "owner/name:split", "folder:split"
+): # `datasets.Dataset`, or a list of rows
+    "Preference pairs from anywhere."
+    path = Path(source)
+    if (path/"settings.json").is_file() or (path/"pairs.parquet").is_file(): return load_pairs(path).dataset
+    if path.suffix in (".jsonl", ".json") and path.is_file(): rows = read_file(path)
+    else: rows = [(f"row {n}", row) for n, row in enumerate(read_pairs(str(source)), 1)]
+    return [as_messages(row, f"{source}, {place}") for place, row in rows]
+
+def read_pairs(
+    source:str, # A parquet file or a data set, as in `load_preferences`
+): # `datasets.Dataset`
+    "The rows of a table of pairs."
+    from datasets import Dataset
+    from datasets.exceptions import DatasetsError
+    name, _, split = (source, "", "") if Path(source).exists() else source.rpartition(":") if ":" in source else (source, "", "")
+    try: return Dataset.from_parquet(source) if Path(source).is_file() else load_split(name, split)
+    except (ValueError, RuntimeError, OSError, DatasetsError) as e:
+        raise ValueError(f"{source} cannot be read as preference pairs ({str(e).strip(' .') or type(e).__name__}). Give a folder that `save_pairs` or dpo_pairs wrote, a .jsonl, .json or .parquet file, or a data set as 'owner/name:split'.") from None

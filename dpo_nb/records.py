@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEPT', 'digest', 'sha256', 'differences', 'Instruction', 'Response', 'fingerprint', 'Ranking', 'to_json', 'from_json',
-           'write_whole', 'Journal', 'group_responses', 'check_ranking', 'rank_each', 'Recipe', 'as_kept', 'versions',
-           'Run']
+           'write_whole', 'write_records', 'read_records', 'Journal', 'read_journal', 'group_responses',
+           'check_ranking', 'rank_each', 'Recipe', 'as_kept', 'versions', 'Run']
 
 # %% ../nbs/00_records.ipynb #278ffadd
 import hashlib, json, math, os
@@ -34,13 +34,14 @@ def sha256(
     "The SHA-256 of a file."
     with open(file, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
-# %% ../nbs/00_records.ipynb #665fd5e1
+# %% ../nbs/00_records.ipynb #0cd77a46
 def differences(
     old:dict, # The settings that something was made with
     new:dict, # Those of now
 )->str: # Empty if they are the same; the first five otherwise
     "Which settings differ, and how."
-    differ = [f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+    shown = lambda settings, k: repr(settings[k]) if k in settings else "no such setting"
+    differ = [f"{k}: {shown(old, k)} there, {shown(new, k)} now" for k in sorted({*old, *new}) if k not in old or k not in new or old[k] != new[k]]
     return "; ".join(differ[:5]) + (f"; and {len(differ) - 5} more" if len(differ) > 5 else "")
 
 # %% ../nbs/00_records.ipynb #a64d31b0
@@ -155,33 +156,51 @@ def write_whole(
         f.write(text); f.flush(); os.fsync(f.fileno())
     os.replace(half, path)
 
-# %% ../nbs/00_records.ipynb #6a01a0b9
+# %% ../nbs/00_records.ipynb #6f896169
+def write_records(
+    path:str|Path, # The file
+    records:list, # All of them
+):
+    "Write records, one a line."
+    write_whole(path, "".join(f"{to_json(r)}\n" for r in records))
+
+def read_records(
+    path:str|Path, # As written by `write_records`
+    record:type, # What its lines hold
+)->list: # In the order of the file
+    "Read records back."
+    path = Path(path)
+    if not path.is_file(): raise ValueError(f"{path} is not there. It is made by an earlier stage: run that first, or give the folder of another run.")
+    return [from_json(line, record, f"{path}, line {n}") for n, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1) if line]
+
+# %% ../nbs/00_records.ipynb #cbdcb76a
 class Journal:
     "An append-only file of records that survives a killed process."
     def __init__(self,
         path:str|Path, # The file; made if missing
         record:type, # What its lines hold: `Response` or `Ranking`
-        settings:dict|None=None, # What made the rows; a journal with others is refused
+        settings:dict|None=None, # What made the rows; a journal with others is refused. `None` = whatever made them
     ):
-        self.path, self.record, self.settings = Path(path), record, json.loads(json.dumps(settings or {}))
+        self.path, self.record, self.settings = Path(path), record, settings and json.loads(json.dumps(settings))
         self.rows, self.complete = {}, False
         if self.path.exists(): self._load()
-        if not self.path.exists(): self._write()
+        else: self._write()
 
-# %% ../nbs/00_records.ipynb #c4698e42
+# %% ../nbs/00_records.ipynb #b0a2f15a
 @patch
 def _write(self:Journal):
-    head = dict(journal=self.record.__name__, format=1, complete=self.complete, settings=self.settings)
+    head = dict(journal=self.record.__name__, format=1, complete=self.complete, settings=self.settings or {})
     rows = [self.rows[k] for k in sorted(self.rows)]
     write_whole(self.path, "".join(f"{line}\n" for line in [json.dumps(head, ensure_ascii=False), *map(to_json, rows)]))
 
-# %% ../nbs/00_records.ipynb #cf81b527
+# %% ../nbs/00_records.ipynb #ac3de779
 @patch
 def _check(self:Journal, head:str):
     try: form, kind, old, self.complete = (json.loads(head)[k] for k in ("format", "journal", "settings", "complete"))
     except (ValueError, TypeError, KeyError, RecursionError): form = None
     if form != 1 or not isinstance(old, dict): raise ValueError(f"{self.path}, line 1 is not the first line of a journal. Choose another path, or move this file away.")
     if kind != self.record.__name__: raise ValueError(f"{self.path} is a journal of {kind} records, not of {self.record.__name__}. Choose another path.")
+    if self.settings is None: self.settings = old
     differ = differences(old, self.settings)
     if differ: raise ValueError(f"{self.path} was made with other settings ({differ}). Go on with the old settings, or use another run folder.")
 
@@ -220,6 +239,17 @@ def finish(self:Journal)->list: # All rows, sorted by key
     self.complete = True
     self._write()
     return [self.rows[k] for k in sorted(self.rows)]
+
+# %% ../nbs/00_records.ipynb #50286225
+def read_journal(
+    path:str|Path, # A journal
+    record:type, # What its lines hold
+)->list: # All rows, sorted by key
+    "The rows of a finished stage."
+    if not Path(path).is_file(): raise ValueError(f"{path} is not there. It is made by an earlier stage: run that first, or give the folder of another run.")
+    j = Journal(path, record)
+    if not j.complete: raise ValueError(f"{path} is not complete: it has {len(j.rows)} rows, and the stage that writes it was broken off. Start that stage again first.")
+    return [j.rows[k] for k in sorted(j.rows)]
 
 # %% ../nbs/00_records.ipynb #866d70db
 def group_responses(
@@ -266,19 +296,21 @@ def rank_each(
     if journal and not journal.complete: journal.finish()
     return [done[i.id,] for i, _ in groups]
 
-# %% ../nbs/00_records.ipynb #6fd57448
+# %% ../nbs/00_records.ipynb #7fac3b51
 @dataclass(frozen=True)
 class Recipe:
     "The settings of a run."
     name:str # What it is called
     model:str # The model to tune: a folder, a hub name, or "tiny"
     judge:str # Who ranks: a PairRM checkpoint (folder or hub name), "tiny" or "oracle"
-    instructions:str|list[str] # What to train on: a file (.jsonl, .txt), "lima", "tiny", or a list of questions
-    test_instructions:str|list[str] = "" # What to compare on, likewise; empty = what is left of `instructions`
+    instructions:str|list[str]|dict[str,float] # What to train on: any source of `load_instructions`, or `{source: weight}`
+    test_instructions:str|list[str]|dict[str,float] = "" # What to compare on, likewise; empty = what is left of `instructions`
     evaluator:str = "" # Who compares base and tuned, as for `judge`; empty = the judge
     seed:int = 42 # Of the draw of instructions, the sampling and the training
     num_instructions:int = 50 # How many to train on
     num_test_instructions:int = 10 # How many to compare on
+    near_duplicates:float|None = .8 # Similarity from which two instructions count as one; none = only the same text does
+    max_prompt_tokens:int|None = None # Longer prompts are left out; none = what fits the model beside `max_new_tokens`
     responses_per_instruction:int = 5 # How many to rank
     temperature:float = .8 # Of the sampled responses
     top_p:float = 1. # Nucleus of the sampled responses; 1 = all tokens
@@ -287,6 +319,8 @@ class Recipe:
     pairs:str = "best_worst" # Which pairs a ranking gives: "best_worst", "best_rest" or "all"
     margin:float = 0. # A preference is a difference in score above this
     allow_cut:bool = False # May a response that was cut at the limit be chosen?
+    adapter:str = "" # An adapter to train further: a folder or a hub name; empty = a new one
+    reference:str = "base" # What DPO holds the model to: "base" = the model without adapters, "start" = with `adapter` as it was
     learning_rate:float = 5e-5 # Peak learning rate
     num_epochs:float = 1. # Passes over the pairs
     batch_size:int = 4 # Pairs a forward
@@ -316,8 +350,8 @@ def versions()->dict[str,str]: # Of the libraries whose numbers a result depends
         except PackageNotFoundError: return "not installed"
     return {n: of(n) for n in "dpo_nb torch transformers trl peft bitsandbytes datasets tokenizers".split()}
 
-# %% ../nbs/00_records.ipynb #bf14157c
-KEPT = "responses.jsonl rankings.jsonl pairs training.json training.jsonl curves.png checkpoints adapter evaluation".split() # What the stages keep in a run's folder
+# %% ../nbs/00_records.ipynb #f50a853f
+KEPT = "instructions.jsonl test_instructions.jsonl responses.jsonl rankings.jsonl pairs training.json training.jsonl curves.png checkpoints adapter evaluation".split() # What the stages keep in a run's folder
 
 class Run:
     "The folder of one run: its recipe, journals, adapter and evaluation."
@@ -334,14 +368,16 @@ class Run:
 
     def __truediv__(self, name): return self.path/name
 
-# %% ../nbs/00_records.ipynb #7bd3851d
+# %% ../nbs/00_records.ipynb #3ff5fead
 @patch
 def _save(self:Run):
     write_whole(self.file, json.dumps(dict(recipe=asdict(self.recipe), versions=versions()), indent=1, ensure_ascii=False) + "\n")
 
 @patch
 def _open(self:Run, recipe):
-    try: self.recipe = msgspec.convert(json.loads(self.file.read_text(encoding="utf-8"))["recipe"], Recipe)
+    try:
+        kept = json.loads(self.file.read_text(encoding="utf-8"))["recipe"]
+        self.recipe = msgspec.convert(kept, Recipe)
     except (ValueError, KeyError, TypeError) as e: raise ValueError(f"{self.file} holds no recipe: {e}. Restore it, or use another run folder.") from None
-    differ = recipe and differences(asdict(self.recipe), asdict(as_kept(recipe)))
+    differ = differences(kept, asdict(as_kept(recipe or self.recipe)))
     if differ: raise ValueError(f"{self.path} is the run of another recipe ({differ}). Go on with the old one, or use another folder.")

@@ -1,0 +1,80 @@
+"Instructions from a hub: a server of our own that speaks the hub's protocol, asked by the real clients in a process of their own."
+import json, random, re
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from urllib.parse import unquote, urlparse
+
+import pytest
+
+GOOD = "hf_that_may_read"
+
+def jsonl(rows): return "".join(json.dumps(r) + "\n" for r in rows).encode()
+
+CONFIGS = "---\nconfigs:\n- config_name: short\n  data_files:\n  - {split: train, path: short/train.jsonl}\n  - {split: test, path: short/test.jsonl}\n" \
+          "- config_name: long\n  data_files:\n  - {split: train, path: long/train.jsonl}\n---\n"
+REPOS = {
+    "GAIR/lima": {"train.jsonl": jsonl({"conversations": [f"Question {k}?", "An answer."], "source": "multi_turn"} for k in range(20))},
+    "someone/chats": {"README.md": CONFIGS.encode()} | {f"{f}.jsonl": jsonl({"messages": [{"role": "user", "content": f"{f} {k}"}], "score": k} for k in range(n))
+                                                      for f, n in {"short/train": 5, "short/test": 4, "long/train": 3}.items()},
+}
+
+class Hub(BaseHTTPRequestHandler):
+    "Two data sets, which the bearer of one token may read."
+    asked = []
+
+    def answer(self, status, content=b"", **head):
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(content))} | head).items(): self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD": self.wfile.write(content)
+
+    def do_GET(self):
+        path, token = unquote(urlparse(self.path).path), self.headers.get("Authorization")
+        what = re.fullmatch(r"(/api)?/datasets/(\w+/\w+)(?:/(resolve|tree|revision)/(\w+)(?:/(.*))?)?", path)
+        if not what or what[2] not in REPOS: return self.answer(404, X_Error_Code="RepoNotFound")
+        self.asked.append(token)
+        files, kind, name, commit = REPOS[what[2]], what[3], what[5], "1" * 40
+        if token != f"Bearer {GOOD}": return self.answer(403 if token else 401, X_Error_Code="GatedRepo", X_Error_Message="gated")
+        if kind == "resolve": return self.answer(200, files[name], ETag=f'"{abs(hash(name))}"', X_Repo_Commit=commit) if name in files else self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
+        if kind == "tree": found = [dict(type="file", path=f, size=len(c), oid="0" * 40) for f, c in files.items() if f.startswith(f"{name}/")]
+        else: found = dict(_id="0", id=what[2], sha=commit, private=False, gated="auto", disabled=False, downloads=0, likes=0, tags=[], siblings=[dict(rfilename=f) for f in files])
+        self.answer(200, json.dumps(found).encode(), Content_Type="application/json")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args): pass
+
+@pytest.fixture
+def ask(python, tmp_path):
+    "Draw from a source, in a process whose hub is this server: `(output, the last line of its errors)`."
+    Hub.asked.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    def from_hub(source, n, token):
+        code = f"import json; from dpo_nb.instructions import load_instructions; print(json.dumps([(i.text, i.reference, i.source) for i in load_instructions({source!r}, n={n})]))"
+        done = python(code, HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}", HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path), HF_TOKEN=token, TQDM_DISABLE="1")
+        return done.stdout, done.stderr.strip().rpartition("\n")[2]
+    yield from_hub
+    server.shutdown(); server.server_close()
+
+def test_lima_is_fetched_with_the_token_and_its_draw_is_the_published_one(ask, tmp_path):
+    said, error = ask("lima", 3, GOOD)
+    assert json.loads(said) == [[f"Question {k}?", "An answer.", "lima"] for k in random.Random(42).sample(range(20), 3)], error
+    assert set(Hub.asked) == {f"Bearer {GOOD}"} and not any(GOOD.encode() in f.read_bytes() for f in tmp_path.rglob("*") if f.is_file())
+
+@pytest.mark.parametrize("token, why", [("", "there is no token"), ("hf_of_a_stranger", "this token has no access")])
+def test_without_access_to_lima_the_error_says_the_way_on(ask, token, why):
+    said, error = ask("lima", 3, token)
+    assert not said and Hub.asked and why in error and "hf_of_a_stranger" not in error
+    for way in ("https://huggingface.co/datasets/GAIR/lima", "HF_TOKEN", "the path of its train.jsonl"): assert way in error
+
+def test_a_data_set_of_the_hub_by_configuration_and_split(ask):
+    said, error = ask("someone/chats/short:test", None, GOOD)
+    assert json.loads(said) == [[f"short/test {k}", None, "someone/chats/short:test"] for k in range(4)], error
+    assert len(json.loads(ask("someone/chats/long", None, GOOD)[0])) == 3
+
+@pytest.mark.parametrize("source, why", [("someone/chats", "available configs: ['short', 'long']"), ("someone/chats/short:dev", "Should be one of ['train', 'test']"),
+                                         ("someone/nothing", "no file or folder of that name here")])
+def test_what_the_hub_does_not_have(ask, source, why):
+    said, error = ask(source, None, GOOD)
+    assert not said and error.startswith("ValueError: ") and why in error and "'owner/name/config:split'" in error

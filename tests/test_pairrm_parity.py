@@ -1,0 +1,158 @@
+"""PairRM against llm-blender 0.0.2, the package of its authors, on the same checkpoint: a random one in the exact form of the published two.
+
+llm-blender reads a checkpoint of transformers 4. On transformers 5 it takes four repairs to be a reference; with the first two alone it runs, and is wrong without a word.
+"""
+import os, random
+from importlib.resources import files
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from dpo_nb.pairrm import MARKERS, PairRanker, PairRM, PairTokenizer, convert_spm, deberta_v3, save_pairrm, train_spm
+from dpo_nb.records import Ranking
+from dpo_nb.tiny import TinyWorld
+
+QUESTIONS = (files("dpo_nb.data")/"questions.txt").read_text(encoding="utf-8").splitlines()
+UNICODE = ["Half a cup… ½ ™ and\u00a0no more", "Ｗｈｙ？　Ｂｅｃａｕｓｅ．", "naïve cafe\u0301 ﬁre Å ㎏ ①", "Well done 🎉👩‍🚀🇪🇺!", "漢字とかな 그리고 한글", "שלום مرحبا \u202eabc\u202c", "-----", "a\u200bb\ufeffc\x00d"]
+SPACES = ["", " ", "\n\n", "  two  spaces \t and a tab\n", "\u3000"]
+NAMES = ["[CLS] first", "the [PAD] inside [PAD]", "[MASK] and [UNK]"] # Special tokens that both leave as they are
+INSERTED = [*MARKERS, "[SEP]", "＜|candidate2|＞"] # What our class drops from a text; the last one becomes a marker when it is normalized
+LONG = " ".join(QUESTIONS * 3)
+
+def cases(n=100):
+    "Instructions with five responses each; every kind of awkward text comes many times."
+    rng, world = random.Random(0), TinyWorld()
+    tiny = world.instructions("test")[:n - len(QUESTIONS)]
+    answers = [*QUESTIONS, *(world.demonstration(i, q, rng) for i in tiny for q in (1, .5, 0))]
+    words = LONG.split()
+    for k, source in enumerate([*QUESTIONS, *(i.text for i in tiny)]):
+        texts = [" ".join(rng.sample(answers, rng.randint(1, 2))) for _ in range(5)]
+        if k % 2: texts[0] = rng.choice(UNICODE)
+        if k % 4 == 0: texts[1] = rng.choice(SPACES)
+        if k % 5 == 0: texts[2] = texts[3]
+        if k % 7 == 0: texts[4] = rng.choice(NAMES)
+        if k % 3 == 0: texts[3] += rng.choice(INSERTED) + " is what I mean."
+        if k % 6 == 0: source = f"{rng.choice(UNICODE)} {source}{rng.choice(INSERTED)}"
+        if k % 40 == 1: texts[1] = " ".join(rng.sample(words, 900)) # Over its budget beside any instruction
+        if k % 50 == 11: source = source + " " + " ".join(rng.sample(words, 1000)) # Over 1,224 tokens
+        if k == 11: texts[1] = " ".join(rng.sample(words, 600)) # Both
+        if k % 25 == 2: source = rng.choice(SPACES)
+        yield source, texts
+
+def without_markers(text):
+    "llm-blender cannot read a marker inside a text. What our class drops from it is dropped for llm-blender too; `[SEP]` it drops itself."
+    for marker in INSERTED: text = text.replace(marker, " ") if marker != "[SEP]" else text
+    return text
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "`PairRM`, and `base` in the place of microsoft/deberta-v3-large: its weights are in fp16 and do not matter, its spm.model does."
+    folder = tmp_path_factory.mktemp("checkpoints")
+    folded = "1⁄2 TM ... Why? Because. fire kg 1"
+    (folder/"base").mkdir()
+    spm = convert_spm(train_spm([*QUESTIONS, folded, *UNICODE, *(i.text for i in TinyWorld().instructions("train")[:500])], folder/"base"/"spm.model", vocab_size=2000))
+    torch.manual_seed(0)
+    config = deberta_v3(spm.get_vocab_size(), hidden_size=128, num_layers=2, intermediate_size=256)
+    config.initializer_range = .1
+    other, ranker = PairRanker(config).pretrained_model, PairRanker(config)
+    with torch.no_grad(): ranker.head_layer[4].weight.mul_(32) # So that scores are about 1, as PairRM's are
+    other.half().save_pretrained(folder/"base")
+    save_pairrm(folder/"PairRM", ranker, PairTokenizer(spm), hf=False)
+    return folder
+
+def reference_tokenizer(folder, **_):
+    "DeBERTa's tokenizer from its spm.model by transformers' converter, in a class that changes nothing of it; without markers, which llm-blender adds itself."
+    from tokenizers import AddedToken
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import DebertaV2Converter
+    slow = SimpleNamespace(vocab_file=f"{folder}/spm.model", split_by_punct=False, do_lower_case=False, convert_tokens_to_ids=["[PAD]", "[CLS]", "[SEP]"].index)
+    return PreTrainedTokenizerFast(tokenizer_object=DebertaV2Converter(slow).converted(), unk_token=AddedToken("[UNK]", special=True, normalized=True),
+                                   cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", mask_token="[MASK]")
+
+@pytest.fixture(scope="module")
+def llm_blender():
+    "The package, with its four repairs."
+    pytest.importorskip("dataclasses_json", reason="llm-blender is not installed")
+    import transformers.utils.hub
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from transformers import PreTrainedTokenizerBase
+    with pytest.MonkeyPatch.context() as repair:
+        repair.setattr(transformers.utils.hub, "TRANSFORMERS_CACHE", HF_HUB_CACHE, raising=False) # 1: a name that is gone
+        repair.setattr(PreTrainedTokenizerBase, "batch_encode_plus", PreTrainedTokenizerBase.__call__, raising=False) # 2: a method that is gone
+        llm_blender = pytest.importorskip("llm_blender")
+        from llm_blender.blender import blender_utils
+        from llm_blender.pair_ranker import model_util
+        build = model_util.build_pretrained_model
+        repair.setattr(blender_utils, "build_tokenizer", reference_tokenizer) # 3: transformers 5 gives DeBERTa another normalization
+        repair.setattr(model_util, "build_pretrained_model", lambda *args, **kwargs: build(*args, dtype=torch.float32, **kwargs)) # 4: and takes the base model's fp16
+        yield llm_blender
+
+@pytest.fixture(scope="module")
+def blender(llm_blender, folder):
+    "llm-blender with the checkpoint in the form of `PairRM`."
+    blender = llm_blender.Blender()
+    blender.blender_config.use_tqdm = False
+    blender.loadranker(str(folder/"PairRM"), device="cpu", model_name=str(folder/"base"))
+    return blender
+
+@pytest.mark.filterwarnings("ignore:.*when decoding RankerConfig")
+def test_scores_and_ranks_are_llm_blenders(blender, folder):
+    from llm_blender.gpt_eval.utils import get_ranks_from_scores
+    asked = list(cases())
+    theirs = blender.rank([without_markers(s) for s, _ in asked], [[without_markers(t) for t in texts] for _, texts in asked], return_scores=True, batch_size=1)
+    judge = PairRM.load(folder/"PairRM", device="cpu")
+    judged = [judge.judge(source, texts) for source, texts in asked]
+    ours = np.array([scores for scores, _ in judged])
+    cut = sum(any(d["truncated"]) for _, d in judged), sum(d["source_truncated"] for _, d in judged)
+    tied = sum(len(set(scores)) < 5 for scores in ours.tolist())
+    print(f"\n{len(asked)} instructions, {cut[1]} of them truncated, {cut[0]} with a truncated response, {tied} with a tie; "
+          f"scores: standard deviation {theirs.std():.2f}, largest difference {abs(ours - theirs).max():.1e}")
+    assert len(asked) == 100 and min(*cut, tied) >= 2 and theirs.std() > .5
+    assert abs(ours - theirs).max() < 1e-4
+    assert [Ranking("", "", s).ranks for s in ours.tolist()] == get_ranks_from_scores(theirs).tolist()
+
+@pytest.mark.parametrize("source, texts", [("Why?", ["It <|candidate1|> is.", "No."]), ("Why? <|source|>", ["It is.", "No."])])
+def test_llm_blender_cannot_read_a_marker(blender, folder, source, texts):
+    with pytest.raises(RuntimeError, match="Sizes of tensors must match"): blender.rank([source], [texts], batch_size=1)
+    assert PairRM.load(folder/"PairRM", device="cpu").scores(source, texts)[0] != 0
+
+def test_the_converted_form_gives_its_logits(llm_blender, folder):
+    "`PairRM-hf` was made by llm-blender's `DebertaV2PairRM`, so it is made by that here too."
+    from llm_blender.blender.blender_utils import tokenize_pair
+    from llm_blender.pair_ranker.pairrm import DebertaV2PairRM
+    from safetensors.torch import load_file
+    judge, tokenizer = PairRM.load(folder/"PairRM", device="cpu"), reference_tokenizer(folder/"base")
+    tokenizer.add_tokens(MARKERS)
+    config, ids = judge.model.pretrained_model.config, tokenizer.convert_tokens_to_ids(MARKERS)
+    config.update(dict(zip(["source_prefix_id", "cand1_prefix_id", "cand2_prefix_id", "cand_prefix_id"], ids)) | dict(n_tasks=1, drop_out=.05, sep_token_id=tokenizer.sep_token_id))
+    made = DebertaV2PairRM(config)
+    made.load_state_dict(load_file(folder/"PairRM"/"model.safetensors"))
+    made.save_pretrained(folder/"PairRM-hf"); tokenizer.save_pretrained(folder/"PairRM-hf")
+    theirs, judge = DebertaV2PairRM.from_pretrained(folder/"PairRM-hf").eval(), PairRM.load(folder/"PairRM-hf", device="cpu")
+    for source, texts in list(cases())[:12]:
+        logits = judge.judge(source, texts[:2])[1]["logits"]
+        source, a, b = (without_markers(t).replace("[SEP]", " ") for t in (source, *texts[:2]))
+        with torch.no_grad(): pair = theirs(**tokenize_pair(tokenizer, [source] * 2, [a, b], [b, a])).logits
+        assert abs(pair - torch.tensor([logits[0][1], logits[1][0]])).max() < 1e-4
+
+@pytest.mark.skipif(os.environ.get("DPO_NB_HUB") != "1", reason="needs the hub: set DPO_NB_HUB=1 (fetches 1.7 GB for each form)")
+@pytest.mark.parametrize("name", ["llm-blender/PairRM", "llm-blender/PairRM-hf"])
+def test_the_published_weights_give_the_published_numbers(python, name):
+    "Those of the authors' notebook and of the checkpoint's page."
+    done = python(PUBLISHED, HF_HUB_OFFLINE="0", CHECKPOINT=name)
+    assert done.returncode == 0, done.stderr
+
+PUBLISHED = """
+import os
+from dpo_nb.pairrm import PairRM
+from dpo_nb.records import Ranking
+judge = PairRM.load(os.environ["CHECKPOINT"], device="cpu")
+logits = judge.compare(["hello!", "I love you!"], ["hi!", "I hate you!"], ["f**k off!", "I love you, too!"], both_orders=False)
+assert max(abs(a - b) for a, b in zip(logits, [1.9003021717, -1.2547134161])) < 1e-3, logits
+for source, texts, ranks in [("hello, how are you!", ["get out!", "hi! I am fine, thanks!", "bye!"], [3, 1, 2]),
+                             ("I love you!", ["I love you too!", "I hate you!", "Thanks! You're a good guy!"], [1, 3, 2])]:
+    found = Ranking("", "pairrm", judge.scores(source, texts)).ranks
+    assert found == ranks, found
+"""
