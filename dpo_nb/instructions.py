@@ -129,12 +129,12 @@ def read_csv(
         if names and fields: rows.append((f"line {begin}", dict(zip(names, fields))))
         names = names or fields
 
-# %% ../nbs/02_instructions.ipynb #4f0e2014
+# %% ../nbs/02_instructions.ipynb #44487d0c
 def understood(
     names:list[str], # The columns of a table
-)->list[str]: # All of them if none is understood, so that the error can name them
+)->list[str]: # All of them if none holds a question, so that the error can name them
     "The columns to read."
-    return [n for n in names if n in COLUMNS] or names
+    return [n for n in names if n in COLUMNS] if {*TALKS, *ASKS} & {*names} else names
 
 def read_parquet(
     path:Path, # A table
@@ -169,14 +169,14 @@ def hub_token()->str|None: # `None` = there is none
     try: return UserSecretsClient().get_secret("HF_TOKEN")
     except Exception: return None
 
-# %% ../nbs/02_instructions.ipynb #c0f4bcc3
+# %% ../nbs/02_instructions.ipynb #fbd39b01
 LIMA = "https://huggingface.co/datasets/GAIR/lima"
 
 def lima_file()->str: # Path of LIMA's `train.jsonl` in the hub's local cache
     "Fetch LIMA from the hub."
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
-    way = f"Or give the path of its train.jsonl, or of another file, instead of 'lima'."
+    way = "Or give the path of its train.jsonl, or of another file, instead of 'lima'."
     try: return hf_hub_download("GAIR/lima", "train.jsonl", repo_type="dataset", token=hub_token())
     except GatedRepoError: raise ValueError(f"LIMA is gated, and {'this token has no access' if hub_token() else 'there is no token'}. Accept its licence at {LIMA} and set HF_TOKEN "
                                             f"to a token of that account (in the environment, or among the secrets of Colab or Kaggle). {way}") from None

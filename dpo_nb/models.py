@@ -47,10 +47,9 @@ def fix_date(
     if "strftime_now(" in fixed: raise ValueError("the chat template prints the date in a format that it computes, so its tokens would differ from day to day. Write the format into its `strftime_now(…)`.")
     return fixed
 
-# %% ../nbs/03_models.ipynb #889e0e34
-PLAIN_TEMPLATE = """{% for m in messages %}{{ m['role'].capitalize() }}: {{ m['content'] | trim }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}
-
-{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"""
+# %% ../nbs/03_models.ipynb #bd4aa3a8
+PLAIN_TEMPLATE = """{% for m in messages %}{{ m['role'].capitalize() }}: {{ m['content'] | trim }}{{ eos_token if m['role'] == 'assistant' }}{{ '\\n\\n' }}{% endfor %}
+{% if add_generation_prompt %}Assistant:{% endif %}"""
 PLAIN_STOP = "\nUser:" # What the next turn begins with
 
 # %% ../nbs/03_models.ipynb #132369cf
@@ -220,22 +219,22 @@ def short_bars(
     finally:
         if shown: bars.enable_progress_bar()
 
-# %% ../nbs/03_models.ipynb #887e5434
+# %% ../nbs/03_models.ipynb #572b6f19
 def why_not(
     name:str, # A hub name or folder
     error:Exception, # What `transformers` raised
 )->str: # A sentence or two
     "Why a model cannot be loaded, and what to do."
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-    first, causes = (str(error).strip() or type(error).__name__).splitlines()[0], []
+    text, causes = str(error).strip() or type(error).__name__, []
     while error: causes.append(error); error = error.__cause__ or error.__context__
-    refused = [e for e in causes if isinstance(e, HfHubHTTPError) and not isinstance(e, RepositoryNotFoundError) and e.response.status_code in (401, 403)]
-    if refused and isinstance(refused[0], GatedRepoError): return (f"its authors want a licence accepted first. Do that at https://huggingface.co/{name}, make a token that may read at "
+    if any(isinstance(e, GatedRepoError) for e in causes): return (f"its authors want a licence accepted first. Do that at https://huggingface.co/{name}, make a token that may read at "
         "https://huggingface.co/settings/tokens, and give it as HF_TOKEN: in the environment, or as a secret of Colab or Kaggle. Without one, take a model that is open (Qwen/Qwen2.5-7B-Instruct is), or the folder of one.")
-    if refused: return f"the hub refuses the token that it was given ({refused[0].response.status_code}). Make a new one that may read at https://huggingface.co/settings/tokens and give it as HF_TOKEN, or unset HF_TOKEN for an open model."
-    if "safetensors" in first: return "it has no safetensors there. Only those are read, because a pickle can run code. Take another copy of the model, or a folder that was saved with `safe_serialization=True`."
-    if "trust_remote_code" in first: return "it needs code of its authors, and none is run. Take a model whose architecture is part of transformers."
-    return f"{first.rstrip('.')}. Is it a folder here, or the exact name of a model on the hub? A private or gated one needs HF_TOKEN."
+    if any(isinstance(e, HfHubHTTPError) and not isinstance(e, RepositoryNotFoundError) and e.response.status_code in (401, 403) for e in causes):
+        return "the hub refuses the token that it was given. Make a new one that may read at https://huggingface.co/settings/tokens and give it as HF_TOKEN; for an open model, unset HF_TOKEN."
+    if "safetensors" in text: return "it has no safetensors there. Only those are read, because a pickle can run code. Take another copy of the model, or a folder that was saved with `safe_serialization=True`."
+    if "trust_remote_code" in text: return "it needs code of its authors, and none is run. Take a model whose architecture is part of transformers."
+    return f"{text.splitlines()[0].rstrip('.')}. Is it a folder here, or the exact name of a model on the hub? A private or gated one needs HF_TOKEN."
 
 # %% ../nbs/03_models.ipynb #5ed1b61b
 def pretrained(

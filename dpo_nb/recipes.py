@@ -199,7 +199,7 @@ def left_out(
     return [f"{cut} responses were too long for the judge, who read only their beginning"] * (cut > 0) + \
         [f"{len(training.dropped)} pairs were not trained on: {training.dropped.reason.value_counts().to_dict()}"] * (len(training.dropped) > 0)
 
-# %% ../nbs/16_recipes.ipynb #dcc2a701
+# %% ../nbs/16_recipes.ipynb #85038ae7
 @dataclass(frozen=True)
 class Result:
     "What a run came to."
@@ -209,6 +209,7 @@ class Result:
     comparison:Comparison # Base against tuned on unseen instructions
     notes:list[str] # What was cut or dropped on the way
 
+# %% ../nbs/16_recipes.ipynb #507186f0
 def run_recipe(
     recipe:Recipe, # What to do
     folder:str|Path, # Where; a folder of the same recipe is continued

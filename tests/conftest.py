@@ -31,3 +31,20 @@ def python():
     def run(code, **env):
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=os.environ | env)
     return run
+
+@pytest.fixture
+def foreign_checkpoint(tmp_path):
+    "A random Llama of another size, with a tokenizer of its own and no chat template."
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+    from importlib.resources import files
+    folder, questions = tmp_path/"model", (files("dpo_nb.data")/"questions.txt").read_text().splitlines()
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe.train_from_iterator(questions, trainers.BpeTrainer(vocab_size=500, special_tokens=["<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>")
+    set_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                         max_position_embeddings=2048, bos_token_id=None, eos_token_id=0, pad_token_id=None, tie_word_embeddings=False)
+    LlamaForCausalLM(config).save_pretrained(folder); tokenizer.save_pretrained(folder)
+    return folder

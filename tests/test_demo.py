@@ -1,5 +1,6 @@
 "The whole job from the shell: it helps for three seeds, survives SIGKILL, and runs on a foreign model."
 import csv, os, random, shutil, signal, subprocess, sys
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -66,26 +67,10 @@ def test_ctrl_c_is_no_traceback(tmp_path):
     assert kill_when(process, lambda: MOMENTS["while it samples"](tmp_path), signal.SIGINT) == 130
     assert process.stderr.read().strip().endswith("Stopped. The same command goes on where it was.")
 
-def foreign_checkpoint(folder):
-    "A random Llama of another size, with a tokenizer of its own and no chat template."
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
-    from importlib.resources import files
-    questions = (files("dpo_nb.data")/"questions.txt").read_text().splitlines()
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    bpe.train_from_iterator(questions, trainers.BpeTrainer(vocab_size=500, special_tokens=["<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>")
-    set_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-                         max_position_embeddings=2048, bos_token_id=None, eos_token_id=0, pad_token_id=None, tie_word_embeddings=False)
-    LlamaForCausalLM(config).save_pretrained(folder); tokenizer.save_pretrained(folder)
-    return files("dpo_nb.data")/"questions.txt"
-
-def test_a_foreign_model_and_ones_own_questions(tmp_path):
-    questions = foreign_checkpoint(tmp_path/"model")
+def test_a_foreign_model_and_ones_own_questions(tmp_path, foreign_checkpoint):
+    questions = files("dpo_nb.data")/"questions.txt"
     run = tmp_path/"run"
-    said = demo(run, "--model", tmp_path/"model", "--instructions", questions, "--test_instructions", questions, "--evaluator", "tiny",
+    said = demo(run, "--model", foreign_checkpoint, "--instructions", questions, "--test_instructions", questions, "--evaluator", "tiny",
                 "--num_instructions", 30, "--num_test_instructions", 10, "--max_new_tokens", 40, "--allow_cut")
     assert (run/"adapter/adapter_model.safetensors").exists() and "win rate" in said
     rows = list(csv.DictReader(open(run/"evaluation/comparison.csv", newline="")))

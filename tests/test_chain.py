@@ -1,0 +1,39 @@
+"A foreign model, from its answers to a merged model, in 32 bits and in 4. DPO_NB_INSTRUCTIONS names another file of instructions than our own."
+import os
+from importlib.resources import files
+
+import pandas as pd
+import pytest, torch
+
+from dpo_nb.cli import dpo_evaluate, dpo_generate, dpo_pairs, dpo_rank, dpo_train
+from dpo_nb.dpo import load_adapter, merge_adapter, merge_report, trained_on
+from dpo_nb.instructions import unseen
+from dpo_nb.models import load_lm
+
+INSTRUCTIONS = os.environ.get("DPO_NB_INSTRUCTIONS") or files("dpo_nb.data")/"questions.txt"
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_foreign_model_is_tuned_compared_and_merged(tmp_path, foreign_checkpoint, quantization, capsys):
+    torch.set_num_threads(1)
+    run, model = tmp_path/"run", ["--model", foreign_checkpoint, "--dtype", "float32", "--quantization", quantization]
+    def script(function, *flags): function([str(f) for f in ("--recipe", "tiny", *flags)])
+    script(dpo_generate, "--output_dir", run, *model, "--dataset", INSTRUCTIONS, "--num_instructions", 30, "--max_new_tokens", 40)
+    script(dpo_rank, "--output_dir", run, "--judge", "tiny")
+    script(dpo_pairs, "--output_dir", run, "--allow_cut")
+    script(dpo_train, "--output_dir", run, *model)
+    script(dpo_evaluate, "--output_file", run/"results.csv", *model, "--adapter", f"tuned={run/'adapter'}", "--judge", "tiny",
+           "--test_instructions", INSTRUCTIONS, "--num_test_instructions", 10, "--max_new_tokens", 40)
+    results = pd.read_csv(run/"results.csv")
+    assert len(results) == 10 and not set(results.instruction_id) & trained_on(run/"adapter")
+    assert (results["base completion"] != results["tuned completion"]).any()
+
+    base = load_lm(foreign_checkpoint, "float32", "cpu", None if quantization == "none" else quantization)
+    tuned, asked = load_adapter(base, run/"adapter"), unseen(INSTRUCTIONS, trained_on(run/"adapter"), 10)
+    reports = {d: merge_report(tuned, load_lm(merge_adapter(foreign_checkpoint, run/"adapter", tmp_path/d, d), d, "cpu"), asked, 40) for d in ("float32", "float16")}
+    with capsys.disabled(): print({d: dict(same=r.same.mean(), largest_difference=r.difference.max()) for d, r in reports.items()})
+    if quantization == "none":
+        assert reports["float32"].same.all() and reports["float32"].difference.max() < 1e-4
+        assert reports["float16"].difference.max() < .1
+    on_whole = load_adapter(load_lm(foreign_checkpoint, "float32", "cpu"), run/"adapter")
+    whole = merge_report(on_whole, load_lm(tmp_path/"float32", "float32", "cpu"), asked, 40)
+    assert whole.same.all() and whole.difference.max() < 1e-4 # Wherever it was trained, on the whole model it is the merged one
