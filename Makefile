@@ -24,7 +24,9 @@ plain-docs:
 	rm -rf _docs && mkdir -p _docs/data && cp data/README.md _docs/data
 	cd nbs && for d in . tutorials; do ../$(BIN)/jupyter nbconvert --log-level ERROR --to html --embed-images --output-dir ../_docs/$$d \
 		--RegexRemovePreprocessor.patterns='^#\| (hide|default_exp)' $$d/*.ipynb || exit 1; done
-	find _docs -name '*.html' | xargs perl -pi -e 's/(href="[a-z0-9_\/]*)\.ipynb"/$$1.html"/g; s/href="\.\.\/data/href="data/g'
+	$(BIN)/python -c 'import nbformat as n, pathlib as p; [n.write(n.v4.new_notebook(cells=[n.v4.new_markdown_cell(f.read_text())]), f"_docs/{f.stem}.ipynb") for f in p.Path("nbs").glob("*.md")]'
+	$(BIN)/jupyter nbconvert --log-level ERROR --to html _docs/*.ipynb && rm _docs/*.ipynb
+	find _docs -name '*.html' | xargs perl -pi -e 's/(href="(?:\.\.\/)?[a-z0-9_\/]*)\.(ipynb|md)"/$$1.html"/g; s/href="\.\.\/data/href="data/g'
 	@echo "The pages are in _docs; begin with _docs/index.html"
 
 bench: .venv/installed
@@ -42,7 +44,7 @@ outputs: .venv/installed
 	$(MAKE) prepare
 
 README.md: nbs/index.ipynb
-	$(BIN)/jupyter nbconvert --to markdown --stdout --log-level ERROR $< | perl -pe 's/\]\(([a-z0-9_\/]+\.(ipynb|png)\))/](nbs\/$$1/g; s/\]\(\.\.\//](/g' > $@
+	$(BIN)/jupyter nbconvert --to markdown --stdout --log-level ERROR $< | perl -pe 's/\]\(([a-z0-9_\/]+\.(ipynb|png|md)\))/](nbs\/$$1/g; s/\]\(\.\.\//](/g' > $@
 
 .venv/installed: settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dpo_nb needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Give another one: make $(MAKECMDGOALS) PYTHON=python3.12")'

@@ -175,14 +175,14 @@ def one_line(
         if type(e).__name__ != "OutOfMemoryError": raise
         end(f"{script}: {user_error(e)}", 2)
 
-# %% ../nbs/17_cli.ipynb #0c491d81
+# %% ../nbs/17_cli.ipynb #65099a82
 def parse(
     script:str, # Its name
     about:str, # One sentence
     names:str, # The fields of `Recipe` that are its flags, with blanks between
     args:list[str]|None, # `None` = those of the shell
     recipe:str="mistral-7b-lima-pairrm", # Which one to start from
-    output_dir:str="", # Where to write; empty = runs/<name of the recipe>
+    output_dir:str|None="", # Where to write; empty = runs/<name of the recipe>, `None` = the script has no such flag
     also:dict[str,str]|None=None, # Second names of some flags
     **extra, # Other flags of the script, as keywords of `add_argument`
 )->tuple[Recipe,argparse.Namespace]: # The recipe with the given values, and all flags
@@ -194,7 +194,7 @@ def parse(
     start = recipes[first.parse_known_args(args)[0].recipe]
     parser = argparse.ArgumentParser(**usage, parents=[first], description=f"{about} Values in brackets are the recipe's.")
     folder = output_dir or f"runs/{start.name}"
-    extra = dict(output_dir=dict(metavar="DIR", default=folder, help=f"folder of the run; what is there already is not made again [{folder}]")) | extra
+    if output_dir is not None: extra = dict(output_dir=dict(metavar="DIR", default=folder, help=f"folder of the run; what is there already is not made again [{folder}]")) | extra
     for name, how in extra.items(): parser.add_argument(f"--{name}", **how)
     recipe_flags(parser, names.split(), start, also)
     given = parser.parse_args(args)
@@ -280,14 +280,14 @@ def named_adapter(
     if not (equals and path and name.isidentifier() and name != "base"): raise argparse.ArgumentTypeError(f"expected NAME=PATH, where the name has letters, digits and _ and is not 'base'; found {text!r}")
     return name, path
 
-# %% ../nbs/17_cli.ipynb #30c161cc
+# %% ../nbs/17_cli.ipynb #f711bd3b
 def dpo_evaluate(
     args:list[str]|None=None, # Flags; `None` = those of the shell
 ):
     "Compare adapters with their base model on unseen instructions: a CSV, and the answers beside it."
     r, given = parse("dpo_evaluate", "Compare adapters with their base model on instructions that none of them was trained on.",
         "model test_instructions num_test_instructions near_duplicates max_prompt_tokens evaluator max_new_tokens seed dtype quantization threads", args,
-        also=dict(model="base_model", evaluator="judge"), output_dir=dict(help=argparse.SUPPRESS),
+        output_dir=None, also=dict(model="base_model", evaluator="judge"),
         adapter=dict(dest="adapters", action="append", type=named_adapter, required=True, metavar="NAME=PATH", help="an adapter and what to call it; may be given more than once"),
         output_file=dict(metavar="FILE", default="evaluation_results.csv", help="one row an instruction; the journals go into a folder of this name without the ending [evaluation_results.csv]"))
     from dpo_nb.evaluate import joined

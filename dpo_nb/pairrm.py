@@ -239,7 +239,7 @@ def read_ranker(
     if missing or unexpected: raise ValueError(f"{file} is not PairRM's: missing {missing}, unexpected {unexpected}. Fetch it again, or give the folder of a PairRM checkpoint.")
     return model
 
-# %% ../nbs/07_pairrm.ipynb #36f5a1b2
+# %% ../nbs/07_pairrm.ipynb #7d9b3027
 MARKER_IDS = dict(zip(["source_prefix_id", "cand1_prefix_id", "cand2_prefix_id", "cand_prefix_id", "sep_token_id"], [*MARKERS, "[SEP]"]))
 
 def read_pair_tokenizer(
@@ -256,7 +256,7 @@ def read_pair_tokenizer(
     file, budget = found[0], [config.get("source_maxlength") or 1224, config.get("candidate_maxlength") or 412]
     tokenizer = PairTokenizer(read_tokenizer(file) if file.suffix == ".json" else convert_spm(file), *budget)
     for field, token in MARKER_IDS.items():
-        if config.get(field, tokenizer.id[token]) != tokenizer.id[token]:
+        if config.get(field) not in (None, tokenizer.id[token]):
             raise ValueError(f"config.json has {field} {config[field]}, but {token} is {tokenizer.id[token]} in {file}. They belong to different checkpoints; fetch both again.")
     return tokenizer, file
 

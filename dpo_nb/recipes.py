@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['recipes', 'load_judge', 'check_judge', 'check_recipe', 'draw_how', 'draw_training', 'draw_test', 'keep_instructions',
-           'load_model', 'generation_stage', 'ranking_stage', 'pair_stage', 'training_stage', 'evaluation_stage',
-           'evaluate_adapters', 'left_out', 'Result', 'run_recipe', 'save_table', 'save_comparison']
+           'set_threads', 'load_model', 'generation_stage', 'ranking_stage', 'pair_stage', 'training_stage',
+           'evaluation_stage', 'evaluate_adapters', 'left_out', 'Result', 'run_recipe', 'save_table', 'save_comparison']
 
 # %% ../nbs/16_recipes.ipynb #2f241235
 import csv, json, math
@@ -108,17 +108,24 @@ def keep_instructions(
     left = pd.concat([found.dropped.assign(draw=name) for name, found in drawn.items()])
     if len(left): save_table(left, folder/"passed_over.csv")
 
-# %% ../nbs/16_recipes.ipynb #ec97139d
+# %% ../nbs/16_recipes.ipynb #743ec4bf
+def set_threads(
+    r:Recipe, # Its threads
+):
+    "As many torch threads as the recipe says."
+    import torch
+    if r.threads: torch.set_num_threads(r.threads)
+
+# %% ../nbs/16_recipes.ipynb #8917b5ab
 def load_model(
     r:Recipe, # Its model, precision, adapter and threads
 )->tuple[LM,LM]: # The base model, and the same with the recipe's adapter; the base model twice if there is none
     "The model that a recipe starts from, in memory once."
-    import torch
-    if r.threads: torch.set_num_threads(r.threads)
+    set_threads(r)
     base = load_lm(r.model, r.dtype, quantization=r.quantization)
     return base, load_adapter(base, r.adapter) if r.adapter else base
 
-# %% ../nbs/16_recipes.ipynb #7ef86c18
+# %% ../nbs/16_recipes.ipynb #12445cd3
 def generation_stage(
     r:Recipe, # How many, how long, how random
     folder:Path, # Keeps `responses.jsonl`
@@ -136,6 +143,7 @@ def ranking_stage(
     responses:list[Response], # All responses
 )->list[Ranking]:
     "Responses → rankings."
+    set_threads(r)
     return load_judge(r.judge).rank(train, responses, folder/"rankings.jsonl")
 
 # %% ../nbs/16_recipes.ipynb #c1efd593

@@ -1,5 +1,5 @@
 "What a stranger installs: the wheel, from the tree and from the sdist, alone in a new environment."
-import ast, os, re, shutil, subprocess, sys, venv, zipfile
+import ast, csv, json, os, re, shutil, subprocess, sys, venv, zipfile
 from configparser import ConfigParser
 from email import message_from_string
 from importlib.metadata import packages_distributions
@@ -91,8 +91,26 @@ def test_every_script_has_help(fresh, wheels, tmp_path):
     assert "dpo_demo" in config["console_scripts"]
     for name in config["console_scripts"]:
         said = run(fresh/name, "--help", cwd=tmp_path)
-        assert f"usage: {name}" in said and "--output_dir" in said, name
+        assert f"usage: {name}" in said and "--recipe" in said, name
 
 def test_the_demo_runs_anywhere(fresh, tmp_path):
     said = run(fresh/"dpo_demo", "--num_instructions", 10, "--num_test_instructions", 20, "--num_epochs", 1, "--output_dir", "here", cwd=tmp_path)
     assert "win rate" in said and (tmp_path/"here"/"adapter"/"adapter_model.safetensors").exists()
+
+STAGES = "dpo_generate", "dpo_rank", "dpo_pairs", "dpo_train"
+MADE = "instructions.jsonl", "responses.jsonl", "rankings.jsonl", "pairs/*", "adapter/*", "training.jsonl"
+
+def test_the_tutorial_and_the_scripts_make_the_same_adapter(fresh, tmp_path, monkeypatch):
+    monkeypatch.setitem(CLEAN, "CUDA_VISIBLE_DEVICES", "") # So that the tutorial takes the tiny recipe
+    cells = json.loads((ROOT/"nbs/tutorials/mistral7b_lima_pairrm.ipynb").read_text(encoding="utf-8"))["cells"]
+    (tmp_path/"tutorial.py").write_text("\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code"), encoding="utf-8")
+    said = run(fresh/"python", "tutorial.py", cwd=tmp_path)
+    assert "layers got an adapter" in said and "tuned completion" in said
+    for script in STAGES: run(fresh/script, "--recipe", "tiny", "--output_dir", "scripts", cwd=tmp_path)
+    run(fresh/"dpo_evaluate", "--recipe", "tiny", "--adapter", "tuned=scripts/adapter", "--output_file", "results.csv", cwd=tmp_path)
+    ways = [{str(p.relative_to(tmp_path/way)): p.read_bytes() for pattern in MADE for p in (tmp_path/way).glob(pattern)} for way in ("runs/tiny", "scripts")]
+    assert "adapter/adapter_model.safetensors" in ways[0] and ways[0].keys() == ways[1].keys()
+    assert [f for f in ways[0] if ways[0][f] != ways[1][f]] == []
+    answers = [[(row["instruction"], row["base completion"], row["tuned completion"]) for row in csv.DictReader(open(tmp_path/f, newline="", encoding="utf-8"))]
+               for f in ("runs/tiny/evaluation/comparison.csv", "results.csv")]
+    assert len(answers[0]) == 200 and answers[0] == answers[1]
