@@ -2,19 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SEED ?= 0
+ONE := OMP_NUM_THREADS=1 # A thread for each test process; small models are slower with more
 
 demo: .venv/installed
 	$(BIN)/dpo_demo --seed $(SEED) --output_dir runs/demo-seed$(SEED)
 
 test: .venv/installed
 	rm -rf nbs/runs nbs/tutorials/runs
-	$(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest -q tests
+	$(ONE) $(BIN)/nbdev_test --n_workers 2
+	$(ONE) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 test-full: .venv/installed
 	rm -rf nbs/runs nbs/tutorials/runs
-	$(BIN)/nbdev_test --n_workers 2 --flags slow
-	$(BIN)/python -m pytest -q tests --full
+	$(ONE) $(BIN)/nbdev_test --n_workers 2 --flags slow
+	$(ONE) $(BIN)/python -m pytest -q -n 2 --dist loadfile tests --full
 
 # The site needs Quarto (https://quarto.org); without it, the same pages as plain HTML.
 docs: .venv/installed README.md
@@ -40,7 +41,7 @@ prepare: .venv/installed
 NB ?= nbs/*.ipynb nbs/tutorials/*.ipynb
 outputs: .venv/installed
 	rm -rf nbs/runs nbs/tutorials/runs
-	IN_TEST=1 TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False $(NB)
+	$(ONE) IN_TEST=1 TQDM_DISABLE=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False $(NB)
 	$(MAKE) prepare
 
 README.md: nbs/index.ipynb
@@ -48,6 +49,7 @@ README.md: nbs/index.ipynb
 
 .venv/installed: settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dpo_nb needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Give another one: make $(MAKECMDGOALS) PYTHON=python3.12")'
+	@echo 'Making the environment in .venv. This takes a few minutes, once.'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
 	touch $@

@@ -7,9 +7,9 @@ __all__ = ['NONE', 'CURVES', 'json_object', 'source', 'or_none', 'recipe_flags',
            'show_answers', 'show_verdict', 'show_result', 'user_error', 'one_line', 'parse', 'dpo_generate',
            'read_stages', 'dpo_rank', 'dpo_pairs', 'dpo_train', 'named_adapter', 'dpo_evaluate', 'dpo_demo']
 
-# %% ../nbs/17_cli.ipynb #7d282ca3
+# %% ../nbs/17_cli.ipynb #a603ace4
 import os
-os.environ.setdefault("TQDM_DELAY", "2")
+os.environ.setdefault("TQDM_DELAY", "2");
 
 # %% ../nbs/17_cli.ipynb #68d231da
 import argparse, json, sys, warnings
@@ -19,22 +19,23 @@ from pathlib import Path
 
 from .records import *
 
-# %% ../nbs/17_cli.ipynb #de64b49c
+# %% ../nbs/17_cli.ipynb #ab8762f9
 def json_object(
     text:str, # What stands behind a flag
+    example:str='{"loss_type": "ipo"}', # For the error
 )->dict:
     "A JSON object, or an error that shows what one looks like."
     try: found = json.loads(text)
     except ValueError: found = None
-    if not isinstance(found, dict): raise argparse.ArgumentTypeError(f"""expected a JSON object such as '{{"loss_type": "ipo"}}'; found {text!r}""")
+    if not isinstance(found, dict): raise argparse.ArgumentTypeError(f"expected a JSON object such as '{example}'; found {text!r}")
     return found
 
-# %% ../nbs/17_cli.ipynb #2b18f77b
+# %% ../nbs/17_cli.ipynb #df0e674e
 def source(
     text:str, # What stands behind a flag
 )->str|dict: # A source, or sources with their weights
     "A source of instructions, or `{source: weight}`."
-    return json_object(text) if text.lstrip().startswith("{") else text
+    return json_object(text, '{"lima": 3, "mine.txt": 1}') if text.lstrip().startswith("{") else text
 
 # %% ../nbs/17_cli.ipynb #72d658c2
 NONE = "none"
@@ -66,7 +67,7 @@ def recipe_flags(
         flags = [f"--{n}" for n in ((also or {}).get(name), name) if n]
         parser.add_argument(*flags, dest=name, default=None, help=f"{help[name].replace('`', '')} [{shown}]".replace("%", "%%"), **how)
 
-# %% ../nbs/17_cli.ipynb #86e047df
+# %% ../nbs/17_cli.ipynb #95c7f445
 def changed(
     recipe:Recipe, # The recipe as published
     given:argparse.Namespace, # Parsed flags; `None` = not given
@@ -75,7 +76,9 @@ def changed(
     optional = {f.name for f in fields(Recipe) if type(None) in getattr(f.type, "__args__", [])}
     new = {k: None if v == NONE and k in optional else v for k, v in vars(given).items() if v is not None and k in {f.name for f in fields(Recipe)}}
     new |= {"dpo": recipe.dpo | new["dpo"]} if "dpo" in new else {}
-    if "instructions" in new: new = dict(test_instructions="", evaluator="", near_duplicates=.8) | new
+    outside = lambda name: not str(new.get(name, "tiny")).startswith("tiny")
+    if outside("instructions"): new = dict(test_instructions="") | new
+    if outside("instructions") or outside("test_instructions"): new = dict(evaluator="", near_duplicates=.8) | new
     return replace(recipe, **new)
 
 # %% ../nbs/17_cli.ipynb #e4e3869d
@@ -99,7 +102,7 @@ def printable(
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= width else line[:width - 2] + " …"
 
-# %% ../nbs/17_cli.ipynb #81171252
+# %% ../nbs/17_cli.ipynb #0423804d
 CURVES = {"loss": "loss", "rewards/margins": "reward margin", "rewards/accuracies": "reward accuracy", "logps/chosen": "chosen log-prob.", "logps/rejected": "rejected log-prob."}
 
 def show_training(
@@ -110,6 +113,7 @@ def show_training(
     for key, name in CURVES.items():
         values = [h[key] for h in training.history if h.get(key) is not None]
         if values: print(f"  {name:22}{spark(values)}")
+    if training.skipped: print(f"\nNote: {training.skipped} steps changed nothing, because their gradients were not finite in float16")
     if len(training.dropped): print(f"\nNote: {len(training.dropped)} pairs were not trained on: {training.dropped.reason.value_counts().to_dict()}")
 
 # %% ../nbs/17_cli.ipynb #70b74fb8
@@ -152,14 +156,14 @@ def show_result(
     show_verdict(c)
     print(f"\nPictures: {folder/'curves.png'}, {folder/'evaluation'/'comparison.png'}\nAll answers: {folder/'evaluation'/'comparison.csv'}")
 
-# %% ../nbs/17_cli.ipynb #5ff79176
+# %% ../nbs/17_cli.ipynb #f5dba575
 def user_error(
     e:Exception, # What went wrong
 )->str: # One line
     "What a person can do about an error."
     file = isinstance(e, OSError) and e.filename
     if file: return f"{file} cannot be used ({e.strerror}). Choose another folder, or make room there."
-    if isinstance(e, RuntimeError): return "the GPU is out of memory. Lower --batch_size or --generation_batch, or give --quantization nf4. What is done so far is kept."
+    if isinstance(e, RuntimeError): return "the GPU is out of memory. Lower --batch_size, --generation_batch or --max_prompt_tokens, or give --quantization nf4. What is done so far is kept."
     return " ".join(str(e).split())
 
 @contextmanager
@@ -175,10 +179,11 @@ def one_line(
         if type(e).__name__ != "OutOfMemoryError": raise
         end(f"{script}: {user_error(e)}", 2)
 
-# %% ../nbs/17_cli.ipynb #65099a82
+# %% ../nbs/17_cli.ipynb #f37b79f2
 def parse(
     script:str, # Its name
     about:str, # One sentence
+    example:str, # A call of it
     names:str, # The fields of `Recipe` that are its flags, with blanks between
     args:list[str]|None, # `None` = those of the shell
     recipe:str="mistral-7b-lima-pairrm", # Which one to start from
@@ -192,7 +197,7 @@ def parse(
     first = argparse.ArgumentParser(**usage, add_help=False)
     first.add_argument("--recipe", default=recipe, choices=recipes, metavar="NAME", help=f"which recipe to start from: {', '.join(recipes)} [{recipe}]")
     start = recipes[first.parse_known_args(args)[0].recipe]
-    parser = argparse.ArgumentParser(**usage, parents=[first], description=f"{about} Values in brackets are the recipe's.")
+    parser = argparse.ArgumentParser(**usage, parents=[first], description=f"{about} Values in brackets are the recipe's.", epilog=f"Example: {script} {example}")
     folder = output_dir or f"runs/{start.name}"
     if output_dir is not None: extra = dict(output_dir=dict(metavar="DIR", default=folder, help=f"folder of the run; what is there already is not made again [{folder}]")) | extra
     for name, how in extra.items(): parser.add_argument(f"--{name}", **how)
@@ -200,16 +205,17 @@ def parse(
     given = parser.parse_args(args)
     return changed(start, given), given
 
-# %% ../nbs/17_cli.ipynb #7486ee48
+# %% ../nbs/17_cli.ipynb #d1a7d816
 def dpo_generate(
     args:list[str]|None=None, # Flags; `None` = those of the shell
 ):
     "Draw instructions and write several responses to each: `instructions.jsonl` and `responses.jsonl`."
-    r, given = parse("dpo_generate", "Draw instructions and write several responses to each.",
-        "model instructions num_instructions responses_per_instruction temperature top_p max_new_tokens generation_batch near_duplicates max_prompt_tokens adapter seed dtype quantization threads",
-        args, also=dict(instructions="dataset", generation_batch="batch_size"))
-    from dpo_nb.recipes import check_recipe, draw_training, generation_stage, keep_instructions, load_model
     with one_line("dpo_generate"):
+        r, given = parse("dpo_generate", "Draw instructions and write several responses to each.",
+            "--model meta-llama/Llama-3.2-1B-Instruct --dataset questions.txt --num_instructions 50 --output_dir runs/mine",
+            "model instructions num_instructions responses_per_instruction temperature top_p max_new_tokens generation_batch near_duplicates max_prompt_tokens adapter seed dtype quantization revision threads",
+            args, also=dict(instructions="dataset", generation_batch="batch_size"))
+        from dpo_nb.recipes import check_recipe, draw_training, generation_stage, keep_instructions, load_model
         check_recipe(r); draw_training(r)
         _, lm = load_model(r)
         train, folder = draw_training(r, lm), Path(given.output_dir)
@@ -219,7 +225,7 @@ def dpo_generate(
         print(f"{len(responses)} responses to {len(train)} instructions, {cut} of them cut at {r.max_new_tokens} tokens: {folder/'responses.jsonl'}")
         if len(train.dropped): print(f"{train.summary}: {folder/'passed_over.csv'}")
 
-# %% ../nbs/17_cli.ipynb #fb17934e
+# %% ../nbs/17_cli.ipynb #3c215f3e
 def read_stages(
     folder:Path, # Of the run
     *files:str, # "responses", "rankings"
@@ -232,42 +238,49 @@ def dpo_rank(
     args:list[str]|None=None, # Flags; `None` = those of the shell
 ):
     "Rank the responses to each instruction: `rankings.jsonl`."
-    r, given = parse("dpo_rank", "Rank the responses to each instruction.", "judge threads", args)
-    from dpo_nb.recipes import check_judge, ranking_stage
     with one_line("dpo_rank"):
+        r, given = parse("dpo_rank", "Rank the responses to each instruction.",
+            "--judge llm-blender/PairRM --output_dir runs/mine",
+            "judge threads", args)
+        from dpo_nb.recipes import check_judge, ranking_stage
         folder = Path(given.output_dir)
         train, responses = read_stages(folder, "responses")
         check_judge(r.judge, train)
         rankings = ranking_stage(r, folder, train, responses)
         print(f"{len(rankings)} rankings by {rankings[0].judge} of {len(responses)} responses: {folder/'rankings.jsonl'}")
 
-# %% ../nbs/17_cli.ipynb #9d830b5e
+# %% ../nbs/17_cli.ipynb #5f4acc95
 def dpo_pairs(
     args:list[str]|None=None, # Flags; `None` = those of the shell
 ):
     "Make preference pairs from rankings: the folder `pairs`."
-    r, given = parse("dpo_pairs", "Make preference pairs from rankings, and say what became of every response.", "pairs margin allow_cut", args, also=dict(pairs="rule"))
-    from dpo_nb.recipes import pair_stage
     with one_line("dpo_pairs"):
+        r, given = parse("dpo_pairs", "Make preference pairs from rankings, and say what became of every response.",
+            "--rule best_worst --output_dir runs/mine",
+            "pairs margin allow_cut", args, also=dict(pairs="rule"))
+        from dpo_nb.recipes import pair_stage
         folder = Path(given.output_dir)
         pairs = pair_stage(r, folder, *read_stages(folder, "responses", "rankings"))
         print(f"{pairs.funnel.to_string()}\n\n{len(pairs.dataset)} pairs: {folder/'pairs'}")
 
-# %% ../nbs/17_cli.ipynb #d73f1491
+# %% ../nbs/17_cli.ipynb #fe0350b9
 def dpo_train(
     args:list[str]|None=None, # Flags; `None` = those of the shell
 ):
     "Train an adapter on preference pairs: the folder `adapter`."
-    r, given = parse("dpo_train", "Train a LoRA adapter on preference pairs with DPO.",
-        "model adapter reference learning_rate num_epochs batch_size gradient_accumulation beta lora_r lora_alpha dpo seed dtype quantization threads", args,
-        dataset=dict(metavar="PAIRS", help="pairs: a folder of dpo_pairs, a file with prompt, chosen and rejected, or a dataset on the hub as owner/name:split [DIR/pairs]"))
-    from dpo_nb.preferences import load_preferences
-    from dpo_nb.recipes import check_recipe, load_model, training_stage
     with one_line("dpo_train"):
+        r, given = parse("dpo_train", "Train a LoRA adapter on preference pairs with DPO.",
+            "--model meta-llama/Llama-3.2-1B-Instruct --num_epochs 3 --output_dir runs/mine",
+            "model adapter reference learning_rate num_epochs batch_size gradient_accumulation max_length beta lora_r lora_alpha dpo seed dtype quantization revision threads", args,
+            dataset=dict(metavar="PAIRS", help="pairs: a folder of dpo_pairs, a file with prompt, chosen and rejected, or a dataset on the hub as owner/name:split [DIR/pairs]"))
+        from dpo_nb.preferences import load_preferences
+        from dpo_nb.recipes import check_recipe, load_model, training_stage
         check_recipe(r)
         folder = Path(given.output_dir)
-        dataset = load_preferences(given.dataset or folder/"pairs")
-        training = training_stage(r, folder, load_model(r)[1], dataset)
+        if not (given.dataset or (folder/"pairs").is_dir()): raise ValueError(f"{folder} has no pairs. Run dpo_pairs with this --output_dir first, or give pairs by --dataset.")
+        dataset, drawn = load_preferences(given.dataset or folder/"pairs"), folder/"instructions.jsonl"
+        seen = [] if given.dataset or not drawn.exists() else read_records(drawn, Instruction)
+        training = training_stage(r, folder, load_model(r)[1], dataset, seen)
         show_training(training)
         print(f"\n{training.pairs} pairs; {training.modules} layers got an adapter of {training.trainable:,} parameters: {folder/'adapter'}\nCurves: {folder/'curves.png'}")
 
@@ -280,21 +293,22 @@ def named_adapter(
     if not (equals and path and name.isidentifier() and name != "base"): raise argparse.ArgumentTypeError(f"expected NAME=PATH, where the name has letters, digits and _ and is not 'base'; found {text!r}")
     return name, path
 
-# %% ../nbs/17_cli.ipynb #f711bd3b
+# %% ../nbs/17_cli.ipynb #831579c2
 def dpo_evaluate(
     args:list[str]|None=None, # Flags; `None` = those of the shell
 ):
     "Compare adapters with their base model on unseen instructions: a CSV, and the answers beside it."
-    r, given = parse("dpo_evaluate", "Compare adapters with their base model on instructions that none of them was trained on.",
-        "model test_instructions num_test_instructions near_duplicates max_prompt_tokens evaluator max_new_tokens seed dtype quantization threads", args,
-        output_dir=None, also=dict(model="base_model", evaluator="judge"),
-        adapter=dict(dest="adapters", action="append", type=named_adapter, required=True, metavar="NAME=PATH", help="an adapter and what to call it; may be given more than once"),
-        output_file=dict(metavar="FILE", default="evaluation_results.csv", help="one row an instruction; the journals go into a folder of this name without the ending [evaluation_results.csv]"))
-    from dpo_nb.evaluate import joined
-    from dpo_nb.recipes import evaluate_adapters, save_table
     with one_line("dpo_evaluate"):
+        r, given = parse("dpo_evaluate", "Compare adapters with their base model on instructions that none of them was trained on.",
+            "--base_model meta-llama/Llama-3.2-1B-Instruct --adapter mine=runs/mine/adapter --test_instructions questions.txt",
+            "model test_instructions num_test_instructions near_duplicates max_prompt_tokens evaluator max_new_tokens seed dtype quantization revision threads", args,
+            output_dir=None, also=dict(model="base_model", evaluator="judge"),
+            adapter=dict(dest="adapters", action="append", type=named_adapter, required=True, metavar="NAME=PATH", help="an adapter and what to call it; may be given more than once"),
+            output_file=dict(metavar="FILE", default="evaluation_results.csv", help="one row an instruction; the journals go into a folder of this name without the ending [evaluation_results.csv]"))
+        from dpo_nb.evaluate import joined
+        from dpo_nb.recipes import evaluate_adapters, save_table
         file, adapters = Path(given.output_file), dict(given.adapters)
-        if len(adapters) < len(given.adapters): raise ValueError("two adapters have the same name. Give each NAME=PATH a name of its own.")
+        if len({n.lower() for n in adapters}) < len(given.adapters): raise ValueError("two adapters have the same name. Give each NAME=PATH a name of its own.")
         if not file.suffix: raise ValueError(f"--output_file {file} needs an ending, such as .csv: the folder without it keeps the answers")
         comparisons = evaluate_adapters(r, adapters, file.with_suffix(""))
         table = joined(comparisons)
@@ -303,12 +317,14 @@ def dpo_evaluate(
         for c in comparisons: show_verdict(c); print()
         print(f"All answers: {file}")
 
-# %% ../nbs/17_cli.ipynb #c5b7265f
+# %% ../nbs/17_cli.ipynb #489cb728
 def dpo_demo(
     args:list[str]|None=None, # Flags; `None` = those of the shell
 ):
     "Run a recipe from instructions to a comparison."
-    r, given = parse("dpo_demo", "From instructions to a model that is preferred: sample, rank, make pairs, train with DPO, compare.",
-        " ".join(f.name for f in fields(Recipe) if f.name != "name"), args, "tiny", "runs/demo")
-    from dpo_nb.recipes import run_recipe
-    with one_line("dpo_demo"): show_result(run_recipe(r, given.output_dir))
+    with one_line("dpo_demo"):
+        r, given = parse("dpo_demo", "From instructions to a model that is preferred: sample, rank, make pairs, train with DPO, compare.",
+            "--recipe tiny --seed 1 --output_dir runs/seed1",
+            " ".join(f.name for f in fields(Recipe) if f.name != "name"), args, "tiny", "runs/demo")
+        from dpo_nb.recipes import run_recipe
+        show_result(run_recipe(r, given.output_dir))

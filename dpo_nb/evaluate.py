@@ -53,12 +53,12 @@ class Comparison:
     table:object # `pandas.DataFrame`: one row an instruction: `side_by_side` with scores and outcome
     rankings:list[Ranking] # What the judge said, base first
 
-# %% ../nbs/12_evaluate.ipynb #8293ed90
+# %% ../nbs/12_evaluate.ipynb #b02ceaed
 def compare(
     instructions:list[Instruction], # Unseen ones
     completions:dict[str,list[Response]], # {"base": …, "tuned": …}: the second is measured against the first
     judge, # Anything with `rank(instructions, responses, out)`
-    seen:list[Instruction]|set[str], # What both models and those they came from were trained on: instructions or their ids; empty if there were none
+    seen, # What both models and those they came from were trained on: instructions, their ids, or as `trained_on` tells; empty if there was nothing
     out=None, # Journal of the judge's rankings
 )->Comparison:
     "Judge two models on instructions that neither has seen."

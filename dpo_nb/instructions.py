@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['TALKS', 'ASKS', 'MORE', 'SYSTEM', 'ANSWERS', 'COLUMNS', 'ROLES', 'READERS', 'LIMA', 'SENTENCE', 'read_turn',
-           'read_turns', 'from_row', 'read_text', 'read_lines', 'parse', 'read_jsonl', 'read_json', 'read_csv',
-           'understood', 'read_parquet', 'read_file', 'hub_token', 'lima_file', 'load_split', 'read_dataset', 'Row',
-           'places', 'read_source', 'words', 'shingles', 'jaccard', 'Sketch', 'Alike', 'Sieve', 'short', 'Drawn',
-           'counted', 'draw', 'shares', 'choose', 'load_instructions', 'unseen']
+           'clean_messages', 'read_turns', 'from_row', 'read_text', 'read_lines', 'read_as_json', 'read_jsonl',
+           'read_json', 'read_csv', 'understood', 'read_parquet', 'read_file', 'hub_token', 'lima_file', 'load_split',
+           'open_dataset', 'read_dataset', 'Row', 'places', 'read_source', 'words', 'shingle_hashes', 'jaccard',
+           'traces', 'Sketch', 'Alike', 'Sieve', 'short', 'Drawn', 'counted', 'too_few', 'draw', 'shares', 'choose',
+           'load_instructions', 'unseen']
 
-# %% ../nbs/02_instructions.ipynb #8f92dfb2
-import csv, io, json, math, random, re, unicodedata
+# %% ../nbs/02_instructions.ipynb #e8acbaa6
+import csv, hashlib, io, json, math, random, re, unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +31,7 @@ ANSWERS = "output", "response", "answer", "completion", "reference" # Somebody's
 COLUMNS = *TALKS, *ASKS, *MORE, *SYSTEM, *ANSWERS
 ROLES = dict(system="system", user="user", human="user", assistant="assistant", gpt="assistant", chatgpt="assistant", model="assistant", bot="assistant")
 
-# %% ../nbs/02_instructions.ipynb #4d9840cf
+# %% ../nbs/02_instructions.ipynb #17eb5800
 def read_turn(
     turn:dict, # `{"role": …, "content": …}` or `{"from": …, "value": …}`
     column:str, # Where it was found, for the error
@@ -40,9 +41,19 @@ def read_turn(
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
     if str(role).lower() not in ROLES: raise ValueError(f"unknown role {role!r:.60} in `{column}`: expected one of {', '.join(ROLES)}")
     if not isinstance(content, str): raise ValueError(f"what the {role} says in `{column}` must be text; found {content!r:.60}")
+    if re.search("[\ud800-\udfff]", content): raise ValueError(f"what the {role} says in `{column}` has half a character (a lone surrogate), which no tokenizer can read")
     return dict(role=ROLES[str(role).lower()], content=content.strip())
 
-# %% ../nbs/02_instructions.ipynb #5e119f58
+# %% ../nbs/02_instructions.ipynb #2fd1e213
+def clean_messages(
+    messages:list[dict], # Turns in any of the forms above
+    column:str="messages", # Where they were found, for the error
+)->list[dict]: # `{"role": "system" | "user" | "assistant", "content": …}`; in order
+    "Messages in the one form in which they are compared."
+    if not isinstance(messages, (list, tuple)): raise ValueError(f"`{column}` must be a list of turns; found {messages!r:.60}")
+    return [t for t in (read_turn(turn, column) for turn in messages) if t["content"] or t["role"] != "system"]
+
+# %% ../nbs/02_instructions.ipynb #a29b424f
 def read_turns(
     row:dict, # One row, with at least one of `TALKS` and `ASKS`
 )->list[dict]: # In order; empty if nothing is said
@@ -50,26 +61,26 @@ def read_turns(
     column = next((c for c in (*TALKS, *ASKS) if row.get(c) not in (None, "", [])), None)
     value = row[column] if column else []
     if isinstance(value, list):
-        if all(isinstance(t, str) for t in value): return [dict(role=r, content=t.strip()) for r, t in zip(("user", "assistant"), value)]
-        return [read_turn(t, column) for t in value]
-    if column in TALKS: raise ValueError(f"`{column}` must be a list of turns; found {value!r:.60}")
+        if all(isinstance(t, str) for t in value): value = [dict(role=r, content=t) for r, t in zip(("user", "assistant"), value)]
+        return clean_messages(value, column)
+    if column in TALKS: return clean_messages(value, column)
     parts = {c: row[c] for c in (column, *MORE) if row.get(c) not in (None, "")}
     for c, text in parts.items():
         if not isinstance(text, str): raise ValueError(f"`{c}` must be text; found {text!r:.60}")
-    return [dict(role="user", content="\n\n".join(parts.values()).strip())]
+    return clean_messages([dict(role="user", content="\n\n".join(parts.values()))], column)
 
-# %% ../nbs/02_instructions.ipynb #d7b57a4e
+# %% ../nbs/02_instructions.ipynb #c433f4c0
 def from_row(
     row, # A text, a row as a dict, or an `Instruction`
     source:str="", # Where it comes from
 )->Instruction|None: # `None` = it asks nothing
     "The instruction of one row."
-    if isinstance(row, Instruction): return row
+    if isinstance(row, Instruction): return Instruction(clean_messages(row.messages), row.source, row.reference)
     if isinstance(row, str): row = dict(question=row)
     if not isinstance(row, dict): raise ValueError(f"expected a text, or an object with a question; found {row!r:.60}")
     if not row.keys() & {*TALKS, *ASKS}: raise ValueError(f"no question: expected one of {', '.join((*TALKS, *ASKS))}; found {', '.join(map(str, row)) or 'nothing'}")
     text = lambda columns: next((row[c].strip() for c in columns if isinstance(row.get(c), str) and row[c].strip()), None)
-    said = [t for t in read_turns(row) if t["content"] or t["role"] != "system"]
+    said = read_turns(row)
     last = max((k for k, t in enumerate(said) if t["role"] == "user" and t["content"]), default=None)
     if last is None: return None
     if text(SYSTEM) and said[0]["role"] != "system": said, last = [dict(role="system", content=text(SYSTEM)), *said], last + 1
@@ -90,8 +101,8 @@ def read_lines(
     "The lines of a file, counted from 1."
     return [(f"line {n}", line.strip()) for n, line in enumerate(read_text(path).replace("\r\n", "\n").split("\n"), 1) if line.strip()]
 
-# %% ../nbs/02_instructions.ipynb #c1952bee
-def parse(
+# %% ../nbs/02_instructions.ipynb #0b981a6c
+def read_as_json(
     text:str, # JSON
     where:str, # Where it stands, for the error
     hint:str="Correct the line, or remove it.", # The way out
@@ -104,13 +115,13 @@ def read_jsonl(
     path:Path, # A file with an object a line
 )->list[tuple[str,dict]]: # `("line 3", row)`
     "The rows of a JSONL file."
-    return [(place, parse(line, f"{path}, {place}")) for place, line in read_lines(path)]
+    return [(place, read_as_json(line, f"{path}, {place}")) for place, line in read_lines(path)]
 
 def read_json(
     path:Path, # A file that is one list of objects
 )->list[tuple[str,dict]]: # `("row 3", row)`
     "The rows of a JSON file."
-    rows = parse(read_text(path), path, "If it holds an object a line, call it .jsonl.")
+    rows = read_as_json(read_text(path), path, "If it holds an object a line, call it .jsonl.")
     if not isinstance(rows, list): raise ValueError(f"{path} must be a list of objects, as Alpaca's file is; found {rows!r:.60}. Save that list alone.")
     return [(f"row {n}", row) for n, row in enumerate(rows, 1)]
 
@@ -200,27 +211,34 @@ def load_split(
     if (split or "train") not in saved: raise ValueError(f"it has no split {split or 'train'!r}, but {', '.join(saved)}")
     return saved[split or "train"]
 
-# %% ../nbs/02_instructions.ipynb #e75988e7
-def read_dataset(
+# %% ../nbs/02_instructions.ipynb #5fda44a5
+def open_dataset(
     source:str, # A folder, `owner/name` or `owner/name/config`, with `:split` if it is not "train"
-)->list[tuple[str,dict]]: # `("row 3", row)`
-    "The rows of a data set."
+): # `datasets.Dataset`
+    "A data set with all its columns, or why it is not there."
     name, split = (source, "") if Path(source).is_dir() else re.fullmatch(r"(.+?)(?::([^/\\]+))?", source, re.S).groups("")
     if not Path(name).is_dir() and (Path(name).suffix.lower() in READERS or not re.fullmatch(r"[\w.-]+(/[\w.-]+){1,2}", name)):
         raise ValueError(f"{source} is no file. Give a file ({', '.join(READERS)}), a folder, a data set as 'owner/name:split', a list of questions, or one of 'lima', 'tiny', 'tiny:dev', 'tiny:test'.")
     from datasets.exceptions import DatasetsError
-    try: table = load_split(name, split)
+    try: return load_split(name, split)
     except (ValueError, RuntimeError, OSError, DatasetsError) as e:
         here = "" if Path(name).is_dir() or not isinstance(e, OSError) else " There is no file or folder of that name here, and fetching it needs a connection, and HF_TOKEN if it is private or gated."
         raise ValueError(f"{source} cannot be read as a data set: {' '.join(str(e).split()).strip(' .') or type(e).__name__}.{here} It is named as 'owner/name:split', 'owner/name/config:split' or 'folder:split'.") from None
+
+def read_dataset(
+    source:str, # As in `open_dataset`
+)->list[tuple[str,dict]]: # `("row 3", row)`
+    "The rows of a data set, with the columns that are understood."
+    table = open_dataset(source)
     return [(f"row {n}", row) for n, row in enumerate(table.select_columns(understood(table.column_names)), 1)]
 
-# %% ../nbs/02_instructions.ipynb #118e0468
+# %% ../nbs/02_instructions.ipynb #753996ab
 class Row(NamedTuple):
     "One row of a source."
     source:str # Its name, for the reader
     place:str # "line 3", "row 3"
-    instruction:Instruction|None # `None` = it asks nothing
+    instruction:Instruction|None # `None` = it asks nothing, or cannot be read
+    problem:str="" # Why it cannot be read
 
 def places(
     source, # See `load_instructions`
@@ -235,16 +253,19 @@ def places(
     if Path(source).is_file(): return Path(source).stem, read_file(source)
     return source, read_dataset(source)
 
-# %% ../nbs/02_instructions.ipynb #66b78667
+# %% ../nbs/02_instructions.ipynb #ec43115b
 def read_source(
     source, # See `load_instructions`
-)->list[Row]: # In the order of the source, with repeated ones and those that ask nothing
+)->list[Row]: # In the order of the source, with those that are repeated, ask nothing or cannot be read
     "Everything that a source holds."
     name, rows = places(source)
     shown, found = "the list" if name == "list" else str(source), []
     for place, row in tqdm(rows, desc=f"reading {name}", unit="row", delay=2, leave=False):
         try: found.append(Row(name, place, from_row(row, name)))
-        except ValueError as e: raise ValueError(f"{shown}, {place}: {e}. Correct it or leave it out; rows of any other form can be given as a list of texts.") from None
+        except ValueError as e: found.append(Row(name, place, None, str(e)))
+    odd = [r for r in found if r.problem]
+    if odd and not any(r.instruction for r in found):
+        raise ValueError(f"{shown}, {odd[0].place}: {odd[0].problem}. No row of it can be used, and {len(odd):,} of {len(found):,} cannot be read. Rows of any other form can be given as a list of texts.")
     return found
 
 # %% ../nbs/02_instructions.ipynb #cc87d801
@@ -257,48 +278,65 @@ def words(
     text = unicodedata.normalize("NFKC", text).casefold().translate(SENTENCE)
     return re.sub("([\u3041-\u30ff\u3400-\u9fff])", r" \1 ", text).split()
 
-# %% ../nbs/02_instructions.ipynb #025efa9b
-def shingles(
-    i:Instruction, # Any
-)->frozenset[str]: # Runs of three words; the whole text if it is shorter
-    "What an instruction is compared by."
-    said = words("\n".join(m["content"] for m in i.messages if m["role"] != "system"))
-    return frozenset(" ".join(said[k:k + 3]) for k in range(max(1, len(said) - 2)))
+# %% ../nbs/02_instructions.ipynb #a28d8f7b
+def shingle_hashes(
+    messages:list[dict], # Of an instruction, as `clean_messages` gives them
+)->list[int]: # Distinct, ascending, each of 32 bits
+    "What an instruction is compared by: a hash for each run of three words, or for the whole text if it is shorter."
+    said = words("\n".join(m["content"] for m in messages if m["role"] != "system"))
+    runs = {" ".join(said[k:k + 3]) for k in range(max(1, len(said) - 2))}
+    return sorted({int.from_bytes(hashlib.sha1(run.encode()).digest()[:4], "little") for run in runs})
 
 def jaccard(
-    a:frozenset, # Shingles
-    b:frozenset, # Shingles
+    a:frozenset[int], # `shingle_hashes`
+    b:frozenset[int], # `shingle_hashes`
 )->float: # 0 = nothing in common, 1 = the same
     "The similarity of two sets."
     return len(a & b) / len(a | b)
 
-# %% ../nbs/02_instructions.ipynb #ab7cdc31
+# %% ../nbs/02_instructions.ipynb #8cbd87ab
+def traces(
+    seen, # Instructions, ids of instructions, both, or traces: `{id: hashes}`
+)->dict[str,list[int]]: # `Instruction.id` → `shingle_hashes`; empty if only the id is known
+    "What is remembered of instructions."
+    if not isinstance(seen, dict):
+        cleaned = [from_row(i) if isinstance(i, Instruction) else i for i in seen]
+        seen = {getattr(i, "id", i): shingle_hashes(i.messages) if isinstance(i, Instruction) else [] for i in cleaned}
+    for i, hashes in seen.items():
+        if not re.fullmatch("[0-9a-f]{16}", str(i)): raise ValueError(f"`seen` holds instructions, their ids or their traces; found {i!r:.60}")
+        if not all(isinstance(h, int) and 0 <= h < 2**32 for h in hashes): raise ValueError(f"the traces of {i} must be numbers of 32 bits, as `shingle_hashes` gives them; found {hashes!r:.60}")
+    return seen
+
+# %% ../nbs/02_instructions.ipynb #84588d01
 class Sketch(NamedTuple):
-    "What an instruction is compared by."
-    instruction:Instruction
-    shingles:frozenset # Of its text
-    minhash:object # Of the shingles
+    "An instruction, as others are compared with it."
+    id:str # Of the instruction
+    text:str # The user's last message; empty if it is not known
+    hashes:frozenset # `shingle_hashes`
+    minhash:object # Of the hashes
 
 class Alike:
     "Finds the near-duplicate of an instruction among others."
     def __init__(self,
-        near:float, # Jaccard similarity from which two count as one, .1 to 1
+        near:float, # Jaccard similarity from which two instructions count as one, .1 to 1
     ):
         from datasketch import MinHash, MinHashLSH
         if not .1 <= near <= 1: raise ValueError(f"the similarity from which two instructions count as one is from .1 to 1; found {near}. For equal texts only, give None.")
         rows = max(r for r in range(1, 65) if (1 - near**r)**(128 // r) < 1e-4)
         self.near, self.kept = near, []
-        self.empty, self.index = MinHash(num_perm=128, seed=1), MinHashLSH(num_perm=128, params=(128 // rows, rows))
+        self.empty, self.index = MinHash(num_perm=128, seed=1, hashfunc=int), MinHashLSH(num_perm=128, params=(128 // rows, rows))
 
-# %% ../nbs/02_instructions.ipynb #120aa584
+# %% ../nbs/02_instructions.ipynb #3c996c0a
 @patch
 def sketch(self:Alike,
-    i:Instruction, # Any
+    id:str, # Of an instruction
+    hashes:list[int], # Its `shingle_hashes`
+    text:str="", # Its text, if it is known
 )->Sketch:
     "What an instruction is compared by."
-    own, minhash = shingles(i), self.empty.copy()
-    minhash.update_batch([s.encode() for s in sorted(own)])
-    return Sketch(i, own, minhash)
+    minhash = self.empty.copy()
+    minhash.update_batch(hashes)
+    return Sketch(id, text, frozenset(hashes), minhash)
 
 @patch
 def keep(self:Alike,
@@ -309,32 +347,31 @@ def keep(self:Alike,
     self.kept.append(s)
 
 @patch
-def twin(self:Alike,
+def alike_to(self:Alike,
     s:Sketch, # Of an instruction
-)->tuple[Instruction,float]|None: # The most similar one that was kept, and how similar; `None` = unlike all
+)->tuple[Sketch,float]|None: # The most similar one that was kept, and how similar; `None` = unlike all
     "The near-duplicate of an instruction."
-    similarity, k = max(((jaccard(s.shingles, self.kept[k].shingles), -k) for k in self.index.query(s.minhash)), default=(0., 0))
-    if similarity >= self.near: return self.kept[-k].instruction, similarity
+    similarity, k = max(((jaccard(s.hashes, self.kept[k].hashes), -k) for k in self.index.query(s.minhash)), default=(0., 0))
+    if similarity >= self.near: return self.kept[-k], similarity
 
-# %% ../nbs/02_instructions.ipynb #a6311f4c
+# %% ../nbs/02_instructions.ipynb #8147c3ef
 class Sieve:
     "Lets a row through that asks something new that fits the model."
     def __init__(self,
-        seen=(), # Instructions, or ids of instructions, that must not come again
+        seen=(), # What must not come again: instructions, traces (`{id: hashes}`), or ids, which find equal texts only
         near:float|None=None, # Jaccard similarity from which two count as one; `None` = equal texts only
         lm=None, # Counts tokens by `encode`
         max_tokens:int|None=None, # Longest prompt
     ):
         if max_tokens is not None and (lm is None or max_tokens < 1): raise ValueError(f"a limit in tokens is at least 1 and needs the model (lm) that counts them; found max_tokens={max_tokens}, lm={lm}")
-        seen = list(seen)
-        self.seen, self.lm, self.max_tokens = {getattr(i, "id", i) for i in seen}, lm, max_tokens
-        odd = [i for i in self.seen if not re.fullmatch("[0-9a-f]{16}", str(i))]
-        if odd: raise ValueError(f"`seen` holds instructions or their ids; found {odd[0]!r:.60}")
+        seen = seen if isinstance(seen, dict) else list(seen)
+        self.seen, self.lm, self.max_tokens = traces(seen), lm, max_tokens
         self.known, self.passed, self.alike = set(self.seen), [], None if near is None else Alike(near)
-        for i in tqdm(seen if self.alike else (), desc="reading what was seen", unit="row", delay=2, leave=False):
-            if isinstance(i, Instruction): self.alike.keep(self.alike.sketch(i))
+        texts = {} if isinstance(seen, dict) else {i.id: i.text for i in seen if isinstance(i, Instruction)}
+        for i, hashes in tqdm(self.seen.items() if self.alike else (), desc="reading what was seen", unit="row", delay=2, leave=False):
+            if hashes: self.alike.keep(self.alike.sketch(i, hashes, texts.get(i, "")))
 
-# %% ../nbs/02_instructions.ipynb #ff218d19
+# %% ../nbs/02_instructions.ipynb #6082194b
 def short(
     text:str, # Any
 )->str: # On one line, at most 60 characters
@@ -354,18 +391,19 @@ def why_not(self:Sieve,
     except ValueError as e: return "refused", str(e)
     if self.max_tokens and tokens > self.max_tokens: return "too long", f"{tokens:,} tokens, at most {self.max_tokens:,} fit"
     if self.alike is None: return None
-    sketch = self.alike.sketch(i)
-    twin = self.alike.twin(sketch)
-    if not twin: self.alike.keep(sketch)
-    else: return "near-duplicate", f"{twin[1]:.2f} like {'a seen one' if twin[0].id in self.seen else 'one before'}: {short(twin[0].text)}"
+    sketch = self.alike.sketch(i.id, shingle_hashes(i.messages), i.text)
+    found = self.alike.alike_to(sketch)
+    if not found: return self.alike.keep(sketch)
+    other, similarity = found
+    return "near-duplicate", f"{similarity:.2f} like {'a seen one' if other.id in self.seen else 'one before'}" + (f": {short(other.text)}" if other.text else "")
 
-# %% ../nbs/02_instructions.ipynb #4ea65b93
+# %% ../nbs/02_instructions.ipynb #5d94c079
 @patch
 def passes(self:Sieve,
     row:Row, # The next one
 )->bool: # If not, `passed` has it with the reason
     "Whether a row may be used."
-    reason = self.why_not(row.instruction)
+    reason = ("unreadable", row.problem) if row.problem else self.why_not(row.instruction)
     if reason: self.passed.append((row.source, row.place, short(row.instruction.text) if row.instruction else "", *reason))
     return not reason
 
@@ -385,37 +423,52 @@ class Drawn(list):
         import pandas as pd
         return pd.DataFrame(self.passed, columns=["source", "row", "text", "reason", "detail"])
 
-# %% ../nbs/02_instructions.ipynb #27b80bc5
+# %% ../nbs/02_instructions.ipynb #669c9951
 def counted(
     passed:list[tuple], # As in `Drawn`
 )->str: # "2 repeated, 1 too long"
     "How many rows were passed over for which reason."
     return ", ".join(f"{n:,} {reason}" for reason, n in Counter(p[3] for p in passed).most_common()) or "none"
 
+def too_few(
+    n:int|None, # How many were asked for; `None` = all
+    found:int, # How many there are
+    rows:int, # How many rows the source has
+    trained:int, # How many of these were trained on
+    passed:list[tuple], # The others that cannot be used, as in `Drawn`
+)->str:
+    "What to say of a source that has too few, with the way out."
+    reasons = {p[3]: p for p in reversed(passed)}
+    why = [f"{trained:,} were trained on"] * bool(trained) + [f"passed over: {counted(passed)}"] * bool(passed)
+    less = [f"`{setting}`" for reason, setting in {"near-duplicate": "near", "too long": "max_tokens"}.items() if reason in reasons]
+    hints = ["Ask for fewer, or give a larger source." if found else "Give another source.", f"A higher {' or '.join(less)} passes over less." if less else ""]
+    if "unreadable" in reasons: hints.append("The first that cannot be read is {1}: {4}.".format(*reasons["unreadable"]))
+    return " ".join([f"{n or 'some'} instructions were asked for, but of {rows:,} rows {found:,} can be used; {', '.join(why)}.", *filter(None, hints)])
+
 @patch(as_prop=True)
 def summary(self:Drawn)->str: # One line
     "What became of the rows."
     return f"{len(self):,} instructions; passed over: {counted(self.passed)}"
 
-# %% ../nbs/02_instructions.ipynb #a15a3ba5
+# %% ../nbs/02_instructions.ipynb #36eaf302
 def draw(
     rows:list[Row], # As published
     n:int|None, # How many; `None` = all, in the order of the source
     seed:int, # Of the draw
     sieve:Sieve, # What may be used
 )->list[Instruction]:
-    "Draw instructions at random."
-    rng, everyone = random.Random(seed), range(len(rows))
-    first = everyone if n is None else rng.sample(everyone, min(n, len(rows)))
+    "Draw instructions at random from those that were not trained on."
+    new = [r for r in rows if not (r.instruction and r.instruction.id in sieve.seen)]
+    rng, everyone = random.Random(seed), range(len(new))
+    first = everyone if n is None else rng.sample(everyone, min(n, len(new)))
     def order():
         yield from first
-        if len(first) < len(rows): there = set(first); yield from (k for k in rng.sample(everyone, len(rows)) if k not in there)
+        if len(first) < len(new): there = set(first); yield from (k for k in rng.sample(everyone, len(new)) if k not in there)
     found, before = [], len(sieve.passed)
     for k in tqdm(order(), desc="choosing", unit="row", delay=2, leave=False):
         if len(found) == n: break
-        if sieve.passes(rows[k]): found.append(rows[k].instruction)
-    if len(found) < (n or 1): raise ValueError(f"{n or 'some'} instructions were asked for, but of {len(rows):,} rows {len(found):,} can be used; "
-                                               f"passed over: {counted(sieve.passed[before:])}. Ask for fewer, or give a larger source. A higher `near` and `max_tokens` pass over less.")
+        if sieve.passes(new[k]): found.append(new[k].instruction)
+    if len(found) < (n or 1): raise ValueError(too_few(n, len(found), len(rows), len(rows) - len(new), sieve.passed[before:]))
     return found
 
 # %% ../nbs/02_instructions.ipynb #cdceeded
@@ -431,7 +484,7 @@ def shares(
     for s in sorted(exact, key=lambda s: counts[s] - exact[s])[:n - sum(counts.values())]: counts[s] += 1
     return counts
 
-# %% ../nbs/02_instructions.ipynb #4845926d
+# %% ../nbs/02_instructions.ipynb #b78b2f79
 def choose(
     source, # See `load_instructions`
     n:int|None, # How many; `None` = all
@@ -444,7 +497,7 @@ def choose(
     parts, found = list(shares(source, n).items()) if isinstance(source, dict) else [(source, n)], []
     for part, k in parts:
         if k == 0: continue
-        rows = [r for r in read_source(part) if not (r.instruction and r.instruction.id in sieve.seen)]
+        rows = read_source(part)
         try: found += draw(rows, k, seed, sieve)
         except ValueError as e: raise ValueError(f"{'the list' if isinstance(part, (list, tuple)) else part}: {e}") from None
     return Drawn(found, sieve.passed)
@@ -461,10 +514,10 @@ def load_instructions(
     "Draw instructions from a source."
     return choose(source, n, seed, Sieve((), near, lm, max_tokens))
 
-# %% ../nbs/02_instructions.ipynb #e3790489
+# %% ../nbs/02_instructions.ipynb #2fc71662
 def unseen(
     source, # As in `load_instructions`
-    seen, # What the model was trained on: instructions, or their ids (which find equal texts only)
+    seen, # What the model was trained on: instructions, their traces (`{id: hashes}`), or their ids, which find equal texts only
     n:int|None=10, # How many; `None` = all
     seed:int=42, # Of the draw
     near:float|None=None, # Jaccard similarity from which two count as one; `None` = equal texts only

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLAIN_TEMPLATE', 'PLAIN_STOP', 'best_device', 'best_dtype', 'fix_date', 'Encoded', 'LM', 'fold_system',
            'fingerprint_folder', 'check_folder', 'nf4', 'check_precision', 'short_bars', 'why_not', 'pretrained',
-           'settle', 'load_lm']
+           'settle', 'commit', 'load_lm']
 
 # %% ../nbs/03_models.ipynb #97a3690f
 import logging, os, re
@@ -179,7 +179,7 @@ def fingerprint_folder(
     "What a journal remembers of a model: the hash of its files. A model of the hub has its commit instead."
     return digest({f.name: sha256(f) for pattern in ("*.safetensors", "*.json", "*.model", "*.jinja") for f in Path(folder).glob(pattern)})
 
-# %% ../nbs/03_models.ipynb #0914f366
+# %% ../nbs/03_models.ipynb #0fd81b4c
 def check_folder(
     folder:Path, # A model's folder
 ):
@@ -187,7 +187,7 @@ def check_folder(
     if not (folder/"config.json").exists(): raise ValueError(f"{folder} is no model folder: it has no config.json. Give the folder that `save_pretrained` wrote, or a hub name.")
     if not list(folder.glob("*.safetensors")):
         found = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")) or "no weights"
-        raise ValueError(f"{folder} has no *.safetensors, but {found}. Only safetensors are read, because a pickle can run code: save the model again with `safe_serialization=True`.")
+        raise ValueError(f"{folder} has no *.safetensors, but {found}. Only safetensors are read, because a pickle can run code: save the model again with `save_pretrained` of a recent transformers.")
 
 # %% ../nbs/03_models.ipynb #84a545ad
 def nf4(
@@ -219,7 +219,7 @@ def short_bars(
     finally:
         if shown: bars.enable_progress_bar()
 
-# %% ../nbs/03_models.ipynb #572b6f19
+# %% ../nbs/03_models.ipynb #f2e0994b
 def why_not(
     name:str, # A hub name or folder
     error:Exception, # What `transformers` raised
@@ -232,11 +232,13 @@ def why_not(
         "https://huggingface.co/settings/tokens, and give it as HF_TOKEN: in the environment, or as a secret of Colab or Kaggle. Without one, take a model that is open (Qwen/Qwen2.5-7B-Instruct is), or the folder of one.")
     if any(isinstance(e, HfHubHTTPError) and not isinstance(e, RepositoryNotFoundError) and e.response.status_code in (401, 403) for e in causes):
         return "the hub refuses the token that it was given. Make a new one that may read at https://huggingface.co/settings/tokens and give it as HF_TOKEN; for an open model, unset HF_TOKEN."
-    if "safetensors" in text: return "it has no safetensors there. Only those are read, because a pickle can run code. Take another copy of the model, or a folder that was saved with `safe_serialization=True`."
+    if "SafetensorError" in {type(e).__name__ for e in causes}: return f"its weights are damaged ({text}). Fetch or copy them again."
+    if "safetensors" in text: return "it has no safetensors there. Only those are read, because a pickle can run code. Take another copy of the model, or a folder that `save_pretrained` of a recent transformers wrote."
+    if "backend tokenizer" in text: return "it has no tokenizer that can be read. Save the model's tokenizer into the same folder (`tokenizer.save_pretrained`)."
     if "trust_remote_code" in text: return "it needs code of its authors, and none is run. Take a model whose architecture is part of transformers."
     return f"{text.splitlines()[0].rstrip('.')}. Is it a folder here, or the exact name of a model on the hub? A private or gated one needs HF_TOKEN."
 
-# %% ../nbs/03_models.ipynb #5ed1b61b
+# %% ../nbs/03_models.ipynb #d32dfc3d
 def pretrained(
     name:str, # Folder or hub name
     revision:str|None, # As in `load_lm`
@@ -244,11 +246,12 @@ def pretrained(
     **how, # Of the model: dtype, device, quantization
 ): # Tokenizer and model of `transformers`
     "Load safetensors and nothing else, or say why it is not possible."
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     source = dict(pretrained_model_name_or_path=name, revision=revision, token=token, trust_remote_code=False)
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     try: return AutoTokenizer.from_pretrained(**source), AutoModelForCausalLM.from_pretrained(**source, use_safetensors=True, **how)
-    except (OSError, ValueError) as e: raise ValueError(f"{name} cannot be loaded: {why_not(name, e)}") from None
+    except (OSError, ValueError, SafetensorError) as e: raise ValueError(f"{name} cannot be loaded: {why_not(name, e)}") from None
 
 # %% ../nbs/03_models.ipynb #c5cbdd9a
 def settle(
@@ -263,7 +266,16 @@ def settle(
         if t.dtype == torch.bfloat16 and id(t) not in packed: t.data = t.data.to(dtype)
     return four[0].weight.quant_type if four else None
 
-# %% ../nbs/03_models.ipynb #cfad0bfd
+# %% ../nbs/03_models.ipynb #f1c04925
+def commit(
+    name:str, # On the hub, already fetched
+    revision:str|None, # As in `load_lm`
+)->str: # 40 hexadecimal digits
+    "Which state of a model on the hub was loaded."
+    from huggingface_hub import hf_hub_download
+    return Path(hf_hub_download(name, "config.json", revision=revision, token=hub_token())).parent.name
+
+# %% ../nbs/03_models.ipynb #ef18f7e8
 def load_lm(
     name:str|Path, # A hub name, a folder, or "tiny" for the model that comes with this package
     dtype:str="auto", # "float32", "float16", "bfloat16", or "auto" = what fits the device
@@ -283,7 +295,7 @@ def load_lm(
                                       dtype=dtype, device_map={"": device}, **({"quantization_config": nf4(dtype)} if quantization else {}))
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows: raise ValueError(f"the tokenizer of {name} has {len(tokenizer)} tokens, but the model embeds {rows}. Is it the tokenizer of another model?")
-    weights = fingerprint_folder(folder) if local else model.config._commit_hash or ""
+    weights = fingerprint_folder(folder) if local else commit(str(name), revision)
     lm = LM(model.eval(), tokenizer, str(name), weights=weights)
     lm.settings["quantization"] = settle(model, dtype)
     return lm

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['RULES', 'all_pairs', 'best_rest', 'best_worst', 'same_text', 'merge_copies', 'fate', 'preference_row',
            'preference_features', 'pairs_of', 'Pairs', 'pair_settings', 'make_pairs', 'read_settings', 'check_pairs',
-           'save_pairs', 'load_pairs', 'as_messages', 'load_preferences', 'read_pairs']
+           'save_pairs', 'load_pairs', 'as_messages', 'load_preferences']
 
-# %% ../nbs/10_preferences.ipynb #6fc94d02
+# %% ../nbs/10_preferences.ipynb #8f092ce5
 import json, os
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
 from .records import *
-from .instructions import load_split, read_file
+from .instructions import clean_messages, open_dataset, read_file
 
 # %% ../nbs/10_preferences.ipynb #bd31bcbd
 def all_pairs(
@@ -234,39 +234,42 @@ def load_pairs(
     fates = pd.read_csv(folder/"fates.csv", dtype={"instruction_id": str, "score": str}).astype({"score": float})
     return Pairs(Dataset.from_pandas(rows, features=preference_features(), preserve_index=False), fates, read_settings(folder))
 
-# %% ../nbs/10_preferences.ipynb #4fa7bbb2
+# %% ../nbs/10_preferences.ipynb #4e138bbe
 def as_messages(
     row:dict, # `chosen`, `rejected`, and `prompt` unless it stands in both of them
     where:str="this row", # For the error
 )->dict: # The same row, where `prompt`, `chosen` and `rejected` are lists of messages
     "A pair in TRL's conversational format."
-    said = lambda role, text: [{"role": role, "content": text}] if isinstance(text, str) else text if isinstance(text, list) else []
-    prompt, chosen, rejected = said("user", row.get("prompt")), said("assistant", row.get("chosen")), said("assistant", row.get("rejected"))
-    if len(chosen) > 1:
+    if not isinstance(row, dict): raise ValueError(f"{where} must be an object with `prompt`, `chosen` and `rejected`; found {row!r:.60}")
+    said = lambda role, column: [{"role": role, "content": row[column]}] if isinstance(row.get(column), str) else row.get(column)
+    prompt, chosen, rejected = said("user", "prompt"), said("assistant", "chosen"), said("assistant", "rejected")
+    if isinstance(chosen, list) and isinstance(rejected, list) and len(chosen) > 1:
         same = next((n for n, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected)) - 1)
         prompt, chosen, rejected = chosen[:same], chosen[same:], rejected[same:]
-    missing = [n for n, m in dict(prompt=prompt, chosen=chosen, rejected=rejected).items() if not m or not all(isinstance(t, dict) for t in m)]
-    if missing: raise ValueError(f"{where} has no `{missing[0]}` (its columns: {', '.join(row)}). A pair is `prompt`, `chosen` and `rejected`, as texts or as messages.")
-    return row | dict(prompt=prompt, chosen=chosen, rejected=rejected)
+    pair = dict(prompt=prompt, chosen=chosen, rejected=rejected)
+    for column, messages in pair.items():
+        if not messages: raise ValueError(f"{where} has no `{column}` (its columns: {', '.join(row)}). A pair is `prompt`, `chosen` and `rejected`, as texts or as messages.")
+        try: clean = clean_messages(messages, column)
+        except ValueError as e: raise ValueError(f"{where}: {e}. Correct the row, or remove it.") from None
+        roles = [m["role"] for m in clean]
+        if column == "prompt": pair["prompt"] = clean
+        if column == "prompt" and roles[-1:] != ["user"]: raise ValueError(f"{where}: `prompt` must end with the user's turn; its turns are {', '.join(roles) or 'empty'}. Correct the row, or remove it.")
+        if column != "prompt" and roles != ["assistant"]: raise ValueError(f"{where}: `{column}` must be one message of the assistant; its turns are {', '.join(roles)}. Earlier turns belong to `prompt`.")
+    return row | pair
 
-# %% ../nbs/10_preferences.ipynb #09a1e859
+# %% ../nbs/10_preferences.ipynb #26ad00d2
 def load_preferences(
-    source:str|Path, # A folder of `save_pairs`, a .jsonl, .json or .parquet file, or a data set: "owner/name:split", "folder:split"
+    source:str|Path, # A folder of `save_pairs`, a .jsonl, .json, .csv or .parquet file, or a data set: "owner/name:split", "folder:split"
 ): # `datasets.Dataset`, or a list of rows
     "Preference pairs from anywhere."
-    path = Path(source)
-    if (path/"settings.json").is_file() or (path/"pairs.parquet").is_file(): return load_pairs(path).dataset
-    if path.suffix in (".jsonl", ".json") and path.is_file(): rows = read_file(path)
-    else: rows = [(f"row {n}", row) for n, row in enumerate(read_pairs(str(source)), 1)]
-    return [as_messages(row, f"{source}, {place}") for place, row in rows]
-
-def read_pairs(
-    source:str, # A parquet file or a data set, as in `load_preferences`
-): # `datasets.Dataset`
-    "The rows of a table of pairs."
     from datasets import Dataset
     from datasets.exceptions import DatasetsError
-    name, _, split = (source, "", "") if Path(source).exists() else source.rpartition(":") if ":" in source else (source, "", "")
-    try: return Dataset.from_parquet(source) if Path(source).is_file() else load_split(name, split)
-    except (ValueError, RuntimeError, OSError, DatasetsError) as e:
-        raise ValueError(f"{source} cannot be read as preference pairs ({str(e).strip(' .') or type(e).__name__}). Give a folder that `save_pairs` or dpo_pairs wrote, a .jsonl, .json or .parquet file, or a data set as 'owner/name:split'.") from None
+    path = Path(source)
+    if (path/"settings.json").is_file() or (path/"pairs.parquet").is_file(): return load_pairs(path).dataset
+    if path.suffix in (".jsonl", ".json", ".csv") and path.is_file(): rows = read_file(path)
+    elif path.is_file() and path.suffix != ".parquet": raise ValueError(f"{source} is no file of preference pairs: expected .jsonl, .json, .csv or .parquet, with `prompt`, `chosen` and `rejected`.")
+    else:
+        try: table = Dataset.from_parquet(str(path)) if path.is_file() else open_dataset(str(source))
+        except (ValueError, OSError, DatasetsError) as e: raise ValueError(f"{source} cannot be read as preference pairs: {' '.join(str(e).split())} Pairs come as a folder of `save_pairs` or dpo_pairs, a .jsonl, .json or .parquet file, or a data set as 'owner/name:split'.") from None
+        rows = [(f"row {n}", row) for n, row in enumerate(table, 1)]
+    return [as_messages(row, f"{source}, {place}") for place, row in rows]

@@ -296,15 +296,15 @@ def rank_each(
     if journal and not journal.complete: journal.finish()
     return [done[i.id,] for i, _ in groups]
 
-# %% ../nbs/00_records.ipynb #7fac3b51
+# %% ../nbs/00_records.ipynb #9fc962ef
 @dataclass(frozen=True)
 class Recipe:
     "The settings of a run."
     name:str # What it is called
-    model:str # The model to tune: a folder, a hub name, or "tiny"
+    model:str # The model to start from: a folder, a hub name, or "tiny"
     judge:str # Who ranks: a PairRM checkpoint (folder or hub name), "tiny" or "oracle"
     instructions:str|list[str]|dict[str,float] # What to train on: any source of `load_instructions`, or `{source: weight}`
-    test_instructions:str|list[str]|dict[str,float] = "" # What to compare on, likewise; empty = what is left of `instructions`
+    test_instructions:str|list[str]|dict[str,float] = "" # What to compare on: any source, or `{source: weight}`; empty = what is left of `instructions`
     evaluator:str = "" # Who compares base and tuned, as for `judge`; empty = the judge
     seed:int = 42 # Of the draw of instructions, the sampling and the training
     num_instructions:int = 50 # How many to train on
@@ -319,18 +319,20 @@ class Recipe:
     pairs:str = "best_worst" # Which pairs a ranking gives: "best_worst", "best_rest" or "all"
     margin:float = 0. # A preference is a difference in score above this
     allow_cut:bool = False # May a response that was cut at the limit be chosen?
-    adapter:str = "" # An adapter to train further: a folder or a hub name; empty = a new one
+    adapter:str = "" # An adapter that the model starts with: a folder or a hub name; empty = none
     reference:str = "base" # What DPO holds the model to: "base" = the model without adapters, "start" = with `adapter` as it was
     learning_rate:float = 5e-5 # Peak learning rate
     num_epochs:float = 1. # Passes over the pairs
     batch_size:int = 4 # Pairs a forward
     gradient_accumulation:int = 1 # Forwards a step
+    max_length:int|None = 1024 # Most tokens of prompt + response in training; longer pairs are left out
     beta:float = .1 # How closely DPO holds the model to where it started
     lora_r:int = 16 # Rank of the adapter
     lora_alpha:int = 32 # Scale of the adapter
     dpo:dict = field(default_factory=dict) # Any other field of TRL's `DPOConfig`
     dtype:str = "auto" # "float32", "float16", "bfloat16", or "auto" = what fits the device
     quantization:str|None = None # "nf4" (4 bit), or none
+    revision:str|None = None # Commit of the model on the hub, to be sure of the files; none = the latest
     threads:int|None = None # Torch threads; none = torch's choice
 
 # %% ../nbs/00_records.ipynb #80ac9b6e

@@ -1,5 +1,5 @@
 "A foreign model, from its answers to a merged model, in 32 bits and in 4. DPO_NB_INSTRUCTIONS names another file of instructions than our own."
-import os
+import json, os
 from importlib.resources import files
 
 import pandas as pd
@@ -24,8 +24,15 @@ def test_a_foreign_model_is_tuned_compared_and_merged(tmp_path, foreign_checkpoi
     script(dpo_evaluate, "--output_file", run/"results.csv", *model, "--adapter", f"tuned={run/'adapter'}", "--judge", "tiny",
            "--test_instructions", INSTRUCTIONS, "--num_test_instructions", 10, "--max_new_tokens", 40)
     results = pd.read_csv(run/"results.csv")
-    assert len(results) == 10 and not set(results.instruction_id) & trained_on(run/"adapter")
+    assert len(results) == 10 and not set(results.instruction_id) & trained_on(run/"adapter").keys()
     assert (results["base completion"] != results["tuned completion"]).any()
+
+    drawn = [json.loads(line) for line in (run/"instructions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {i["id"] for i in drawn} == trained_on(run/"adapter").keys() # Also those that gave no pair
+    (tmp_path/"louder.txt").write_text("\n".join(" ".join(i["messages"][0]["content"].upper().split()) + "!!" for i in drawn), encoding="utf-8")
+    with pytest.raises(SystemExit): script(dpo_evaluate, "--output_file", run/"louder.csv", *model, "--adapter", f"tuned={run/'adapter'}", "--judge", "tiny",
+                                           "--test_instructions", tmp_path/"louder.txt", "--num_test_instructions", 1, "--max_new_tokens", 40)
+    assert "near-duplicate" in capsys.readouterr().err
 
     base = load_lm(foreign_checkpoint, "float32", "cpu", None if quantization == "none" else quantization)
     tuned, asked = load_adapter(base, run/"adapter"), unseen(INSTRUCTIONS, trained_on(run/"adapter"), 10)

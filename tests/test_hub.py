@@ -16,10 +16,12 @@ REPOS = {
     "GAIR/lima": {"train.jsonl": jsonl({"conversations": [f"Question {k}?", "An answer."], "source": "multi_turn"} for k in range(20))},
     "someone/chats": {"README.md": CONFIGS.encode()} | {f"{f}.jsonl": jsonl({"messages": [{"role": "user", "content": f"{f} {k}"}], "score": k} for k in range(n))
                                                       for f, n in {"short/train": 5, "short/test": 4, "long/train": 3}.items()},
+    "someone/tools": {"train.jsonl": jsonl({"messages": [{"role": "user", "content": f"Add {k} and 2."}] + [{"role": "assistant", "content": None}, {"role": "tool", "content": "4"}] * (k == 1)} for k in range(3)),
+                      "test.jsonl": jsonl({"messages": [{"role": "bard", "content": f"Hi {k}"}]} for k in range(2))},
 }
 
 class Hub(BaseHTTPRequestHandler):
-    "Two data sets, which the bearer of one token may read."
+    "Some data sets, which the bearer of one token may read."
     asked = []
 
     def answer(self, status, content=b"", **head):
@@ -36,7 +38,7 @@ class Hub(BaseHTTPRequestHandler):
         files, kind, name, commit = REPOS[what[2]], what[3], what[5], "1" * 40
         if token != f"Bearer {GOOD}": return self.answer(403 if token else 401, X_Error_Code="GatedRepo", X_Error_Message="gated")
         if kind == "resolve": return self.answer(200, files[name], ETag=f'"{abs(hash(name))}"', X_Repo_Commit=commit) if name in files else self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
-        if kind == "tree": found = [dict(type="file", path=f, size=len(c), oid="0" * 40) for f, c in files.items() if f.startswith(f"{name}/")]
+        if kind == "tree": found = [dict(type="file", path=f, size=len(c), oid="0" * 40) for f, c in files.items() if f.startswith(f"{name}/" if name else "")]
         else: found = dict(_id="0", id=what[2], sha=commit, private=False, gated="auto", disabled=False, downloads=0, likes=0, tags=[], siblings=[dict(rfilename=f) for f in files])
         self.answer(200, json.dumps(found).encode(), Content_Type="application/json")
 
@@ -46,12 +48,12 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def ask(python, tmp_path):
-    "Draw from a source, in a process whose hub is this server: `(output, the last line of its errors)`."
+    "Draw from a source, in a process whose hub is this server: `(output, the last line of its errors)`. The output is what was drawn, and below it what was passed over."
     Hub.asked.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     Thread(target=server.serve_forever, daemon=True).start()
     def from_hub(source, n, token):
-        code = f"import json; from dpo_nb.instructions import load_instructions; print(json.dumps([(i.text, i.reference, i.source) for i in load_instructions({source!r}, n={n})]))"
+        code = f"import json; from dpo_nb.instructions import load_instructions; drawn = load_instructions({source!r}, n={n}); print(json.dumps([(i.text, i.reference, i.source) for i in drawn]), json.dumps(drawn.passed), sep='\\n')"
         done = python(code, HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}", HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path), HF_TOKEN=token, TQDM_DISABLE="1")
         return done.stdout, done.stderr.strip().rpartition("\n")[2]
     yield from_hub
@@ -59,7 +61,7 @@ def ask(python, tmp_path):
 
 def test_lima_is_fetched_with_the_token_and_its_draw_is_the_published_one(ask, tmp_path):
     said, error = ask("lima", 3, GOOD)
-    assert json.loads(said) == [[f"Question {k}?", "An answer.", "lima"] for k in random.Random(42).sample(range(20), 3)], error
+    assert json.loads(said.splitlines()[0]) == [[f"Question {k}?", "An answer.", "lima"] for k in random.Random(42).sample(range(20), 3)], error
     assert set(Hub.asked) == {f"Bearer {GOOD}"} and not any(GOOD.encode() in f.read_bytes() for f in tmp_path.rglob("*") if f.is_file())
 
 @pytest.mark.parametrize("token, why", [("", "there is no token"), ("hf_of_a_stranger", "this token has no access")])
@@ -70,8 +72,18 @@ def test_without_access_to_lima_the_error_says_the_way_on(ask, token, why):
 
 def test_a_data_set_of_the_hub_by_configuration_and_split(ask):
     said, error = ask("someone/chats/short:test", None, GOOD)
-    assert json.loads(said) == [[f"short/test {k}", None, "someone/chats/short:test"] for k in range(4)], error
-    assert len(json.loads(ask("someone/chats/long", None, GOOD)[0])) == 3
+    assert json.loads(said.splitlines()[0]) == [[f"short/test {k}", None, "someone/chats/short:test"] for k in range(4)], error
+    assert len(json.loads(ask("someone/chats/long", None, GOOD)[0].splitlines()[0])) == 3
+
+def test_a_row_of_another_form_is_passed_over_and_listed(ask):
+    said, error = ask("someone/tools", None, GOOD)
+    drawn, passed = map(json.loads, said.splitlines())
+    assert [text for text, *_ in drawn] == ["Add 0 and 2.", "Add 2 and 2."], error
+    assert passed == [["someone/tools", "row 2", "", "unreadable", "what the assistant says in `messages` must be text; found None"]]
+
+def test_a_data_set_without_a_row_that_can_be_read_is_an_error(ask):
+    said, error = ask("someone/tools:test", None, GOOD)
+    assert not said and error.startswith("ValueError: someone/tools:test, row 1: unknown role 'bard' in `messages`") and "list of texts" in error
 
 @pytest.mark.parametrize("source, why", [("someone/chats", "available configs: ['short', 'long']"), ("someone/chats/short:dev", "Should be one of ['train', 'test']"),
                                          ("someone/nothing", "no file or folder of that name here")])
