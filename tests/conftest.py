@@ -1,6 +1,8 @@
 "Settings of the test run."
 import os, signal, subprocess, sys, time
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -48,3 +50,14 @@ def foreign_checkpoint(tmp_path):
                          max_position_embeddings=2048, bos_token_id=None, eos_token_id=0, pad_token_id=None, tie_word_embeddings=False)
     LlamaForCausalLM(config).save_pretrained(folder); tokenizer.save_pretrained(folder)
     return folder
+
+@pytest.fixture
+def serve():
+    "Start a server on this machine: a handler's class → the address."
+    servers = []
+    def start(handler):
+        servers.append(server := ThreadingHTTPServer(("127.0.0.1", 0), handler))
+        Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}"
+    yield start
+    for server in servers: server.shutdown(); server.server_close()

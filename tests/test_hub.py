@@ -1,7 +1,6 @@
 "Instructions from a hub: a server of our own that speaks the hub's protocol, asked by the real clients in a process of their own."
 import json, random, re
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote, urlparse
 
 import pytest
@@ -47,17 +46,15 @@ class Hub(BaseHTTPRequestHandler):
     def log_message(self, *args): pass
 
 @pytest.fixture
-def ask(python, tmp_path):
+def ask(python, serve, tmp_path):
     "Draw from a source, in a process whose hub is this server: `(output, the last line of its errors)`. The output is what was drawn, and below it what was passed over."
     Hub.asked.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    Thread(target=server.serve_forever, daemon=True).start()
+    address = serve(Hub)
     def from_hub(source, n, token):
         code = f"import json; from dpo_nb.instructions import load_instructions; drawn = load_instructions({source!r}, n={n}); print(json.dumps([(i.text, i.reference, i.source) for i in drawn]), json.dumps(drawn.passed), sep='\\n')"
-        done = python(code, HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}", HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path), HF_TOKEN=token, TQDM_DISABLE="1")
+        done = python(code, HF_ENDPOINT=address, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path), HF_TOKEN=token, TQDM_DISABLE="1")
         return done.stdout, done.stderr.strip().rpartition("\n")[2]
-    yield from_hub
-    server.shutdown(); server.server_close()
+    return from_hub
 
 def test_lima_is_fetched_with_the_token_and_its_draw_is_the_published_one(ask, tmp_path):
     said, error = ask("lima", 3, GOOD)

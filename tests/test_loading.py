@@ -1,6 +1,6 @@
 "Loading from a hub that refuses: a real server on this machine, a real client, and one clear line."
-import json, shutil, threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import json, shutil
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from dpo_nb.tiny import tiny_path
 GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this model is restricted."}
 
 @pytest.fixture
-def hub(tmp_path):
+def hub(serve):
     "A hub with one repository for each way to be refused. It notes what it was asked for."
     asked, tiny, commit = [], tiny_path("policy"), "0" * 40
     class Hub(BaseHTTPRequestHandler):
@@ -33,10 +33,7 @@ def hub(tmp_path):
             self.answer(200, (tiny/file).read_bytes())
         do_HEAD = do_POST = do_GET
         def log_message(self, *_): pass
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown(); server.server_close()
+    return serve(Hub), asked
 
 def refused(python, name, endpoint, tmp_path, revision=None, **env):
     env = dict(HF_HUB_OFFLINE="0", HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path/"home"), HF_TOKEN="") | env

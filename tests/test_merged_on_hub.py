@@ -1,6 +1,6 @@
 "A merged model on a hub, served by this machine to a real client: it is known what it was trained on, also without a connection."
-import json, re, threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import json, re
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -11,7 +11,7 @@ from dpo_nb.tiny import tiny_path
 COMMIT, TOKEN, SEEN = "a" * 40, "hf_that_may_read", traces([Instruction.ask("Name two fruits.")])
 
 @pytest.fixture
-def hub():
+def hub(serve):
     "The tiny model as `me/plain`, and once more, with a `base.json`, as `me/merged`. It notes what was asked for."
     asked, files = [], {f.name: f.read_bytes() for f in tiny_path("policy").iterdir() if f.is_file()}
     repos = {"me/plain": files, "me/merged": files | {"base.json": json.dumps(dict(model="tiny", weights="w", instructions=SEEN)).encode()}}
@@ -28,10 +28,7 @@ def hub():
             if self.command != "HEAD" and body: self.wfile.write(body)
         do_HEAD = do_POST = do_GET
         def log_message(self, *_): pass
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown(); server.server_close()
+    return serve(Hub), asked
 
 @pytest.fixture
 def ask(hub, python, tmp_path):

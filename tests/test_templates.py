@@ -74,7 +74,7 @@ def test_there_is_something_to_test():
     assert DATED | {"llama4"} == {n for n, t in TEMPLATES.items() if "strftime_now(" in t}
     assert all(len(CONTROL.findall(t)) > 1 for n, t in READ.items() if n not in ("mistral", "plain"))
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", sorted(REFUSED))
 def test_messages_that_are_no_plain_text_are_refused(name):
     with pytest.raises(ValueError, match="does not write messages of plain text"): lm_for(name)
 
