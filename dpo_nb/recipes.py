@@ -8,7 +8,7 @@ __all__ = ['recipes', 'load_judge', 'check_judge', 'check_recipe', 'draw_how', '
            'training_stage', 'evaluation_stage', 'evaluate_adapters', 'left_out', 'Result', 'run_recipe',
            'save_comparison']
 
-# %% ../nbs/16_recipes.ipynb #4ade6fe9
+# %% ../nbs/16_recipes.ipynb #6e024fe1
 import csv, json, math
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,7 +17,7 @@ from .records import *
 from .tiny import Oracle
 from .instructions import Drawn, load_instructions, traces, unseen
 from .models import check_precision, load_lm, LM
-from .generate import check_sampling, generate, prompt_ids
+from .generate import check_sampling, generate
 from .pairrm import PairRM, checkpoint_folder, read_pair_tokenizer
 from .preferences import make_pairs, save_pairs, Pairs, RULES
 from .dpo import check_fields, check_reference, check_start, train_dpo, load_adapter, past, trained_on, Training
