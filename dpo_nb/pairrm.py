@@ -380,7 +380,7 @@ def conversation(
     last = len(said) + 1
     return f"{system}{FINISH}" + "\n".join([*asked, f"Assistant: <Response {last}>"]), "".join(said) + f"<Response {last}>: "
 
-# %% ../nbs/07_pairrm.ipynb #57f82360
+# %% ../nbs/07_pairrm.ipynb #835033c0
 @patch
 def rank(self:PairRM,
     instructions:list[Instruction], # What was asked
@@ -388,7 +388,8 @@ def rank(self:PairRM,
     out:str|Path|None=None, # Journal to keep and continue
 )->list[Ranking]: # One an instruction that has responses; higher score = better
     "Rank the responses of each instruction."
-    def score(instruction, texts):
-        source, lead = conversation(instruction)
-        return self.judge(source, [lead + t for t in texts])
+    def score(groups):
+        for instruction, texts in groups:
+            source, lead = conversation(instruction)
+            yield self.judge(source, [lead + t for t in texts])
     return rank_each(score, self.name, instructions, responses, out, self.settings)

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['KEPT', 'digest', 'sha256', 'differences', 'Instruction', 'Response', 'fingerprint', 'Ranking', 'to_json', 'from_json',
-           'write_whole', 'write_records', 'read_records', 'Journal', 'read_journal', 'group_responses',
-           'check_ranking', 'rank_each', 'Recipe', 'as_kept', 'versions', 'Run']
+           'naming', 'write_whole', 'write_records', 'read_records', 'Journal', 'read_journal', 'alone',
+           'group_responses', 'check_ranking', 'scored', 'rank_each', 'Recipe', 'as_kept', 'versions', 'Run']
 
-# %% ../nbs/00_records.ipynb #278ffadd
-import hashlib, json, math, os
-from collections import Counter
+# %% ../nbs/00_records.ipynb #1f6aadfd
+import hashlib, json, math, os, time
+from contextlib import contextmanager
 from dataclasses import dataclass, field, asdict
 from importlib.metadata import version, PackageNotFoundError
 from pathlib import Path
@@ -44,8 +44,8 @@ def differences(
     differ = [f"{k}: {shown(old, k)} there, {shown(new, k)} now" for k in sorted({*old, *new}) if k not in old or k not in new or old[k] != new[k]]
     return "; ".join(differ[:5]) + (f"; and {len(differ) - 5} more" if len(differ) > 5 else "")
 
-# %% ../nbs/00_records.ipynb #a64d31b0
-@dataclass(frozen=True)
+# %% ../nbs/00_records.ipynb #0c04ff9e
+@dataclass(frozen=True, slots=True)
 class Instruction:
     "A conversation that ends with the user's turn."
     messages:list[dict[str,str]] # `{"role": "system" | "user" | "assistant", "content": …}`, the last one the user's
@@ -80,8 +80,8 @@ def text(self:Instruction)->str:
     "The user's last message."
     return self.messages[-1]["content"]
 
-# %% ../nbs/00_records.ipynb #d9ad0503
-@dataclass(frozen=True)
+# %% ../nbs/00_records.ipynb #15a31fc3
+@dataclass(frozen=True, slots=True)
 class Response:
     "One answer to one instruction."
     instruction_id:str # `Instruction.id`
@@ -103,8 +103,8 @@ def fingerprint(
     "What a ranking remembers of the texts it judged."
     return digest(list(texts))
 
-# %% ../nbs/00_records.ipynb #86d37c70
-@dataclass(frozen=True)
+# %% ../nbs/00_records.ipynb #f36a79e4
+@dataclass(frozen=True, slots=True)
 class Ranking:
     "A judge's scores of one instruction's responses."
     instruction_id:str # `Instruction.id`
@@ -127,7 +127,7 @@ def ranks(self:Ranking)->list[int|None]: # 1 = best, `None` = not judged
     judged = [s for s in self.scores if s is not None]
     return [None if s is None else 1 + sum(o > s for o in judged) for s in self.scores]
 
-# %% ../nbs/00_records.ipynb #f6115d83
+# %% ../nbs/00_records.ipynb #84c66e83
 def to_json(
     record, # `Instruction`, `Response` or `Ranking`
 )->str: # One line
@@ -135,7 +135,7 @@ def to_json(
     return msgspec.json.encode(record).decode()
 
 def from_json(
-    line:str, # One JSON object
+    line:str|bytes, # One JSON object
     record:type, # The record it must hold
     where:str="", # "file, line n", for the error
 ):
@@ -144,25 +144,36 @@ def from_json(
     except (msgspec.MsgspecError, UnicodeError) as e:
         raise ValueError(f"{where or 'this line'} is no {record.__name__}: {e}. Correct the line, or remove it.") from None
 
-# %% ../nbs/00_records.ipynb #eb57ea87
+# %% ../nbs/00_records.ipynb #f9cd4bde
+@contextmanager
+def naming(
+    path:str|Path, # What is being written
+):
+    "Give an error of the operating system the name of the file."
+    try: yield
+    except OSError as e: raise OSError(e.errno, e.strerror, str(path)) from None
+
+# %% ../nbs/00_records.ipynb #ecbf501a
 def write_whole(
     path:str|Path, # The file
-    text:str, # All of it
+    text, # All of it: a `str`, or its parts one after the other
 ):
     "Replace a file in one step: the old text or the new one, never a part."
     path, half = Path(path), Path(f"{path}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(half, "w", encoding="utf-8", newline="\n") as f:
-        f.write(text); f.flush(); os.fsync(f.fileno())
-    os.replace(half, path)
+    try:
+        with naming(path), open(half, "w", encoding="utf-8", newline="\n") as f:
+            f.writelines([text] if isinstance(text, str) else text); f.flush(); os.fsync(f.fileno())
+        os.replace(half, path)
+    except BaseException: half.unlink(missing_ok=True); raise
 
-# %% ../nbs/00_records.ipynb #6f896169
+# %% ../nbs/00_records.ipynb #1b13361a
 def write_records(
     path:str|Path, # The file
     records:list, # All of them
 ):
     "Write records, one a line."
-    write_whole(path, "".join(f"{to_json(r)}\n" for r in records))
+    write_whole(path, (f"{to_json(r)}\n" for r in records))
 
 def read_records(
     path:str|Path, # As written by `write_records`
@@ -171,9 +182,9 @@ def read_records(
     "Read records back."
     path = Path(path)
     if not path.is_file(): raise ValueError(f"{path} is not there. It is made by an earlier stage: run that first, or give the folder of another run.")
-    return [from_json(line, record, f"{path}, line {n}") for n, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1) if line]
+    with open(path, "rb") as f: return [from_json(line, record, f"{path}, line {n}") for n, line in enumerate(f, 1) if line.strip()]
 
-# %% ../nbs/00_records.ipynb #cbdcb76a
+# %% ../nbs/00_records.ipynb #11323435
 class Journal:
     "An append-only file of records that survives a killed process."
     def __init__(self,
@@ -182,63 +193,89 @@ class Journal:
         settings:dict|None=None, # What made the rows; a journal with others is refused. `None` = whatever made them
     ):
         self.path, self.record, self.settings = Path(path), record, settings and json.loads(json.dumps(settings))
-        self.rows, self.complete = {}, False
+        self.rows = {}
         if self.path.exists(): self._load()
         else: self._write()
 
-# %% ../nbs/00_records.ipynb #b0a2f15a
+# %% ../nbs/00_records.ipynb #aa509959
 @patch
-def _write(self:Journal):
-    head = dict(journal=self.record.__name__, format=1, complete=self.complete, settings=self.settings or {})
-    rows = [self.rows[k] for k in sorted(self.rows)]
-    write_whole(self.path, "".join(f"{line}\n" for line in [json.dumps(head, ensure_ascii=False), *map(to_json, rows)]))
+def _write(self:Journal, complete=False):
+    head = dict(journal=self.record.__name__, format=1, complete=complete, settings=self.settings or {})
+    rows = (to_json(self.rows[k]) + "\n" for k in sorted(self.rows))
+    write_whole(self.path, (part for some in ([json.dumps(head, ensure_ascii=False) + "\n"], rows) for part in some))
+    self.complete, self.torn, self.size = complete, 0, self.path.stat().st_size
 
-# %% ../nbs/00_records.ipynb #ac3de779
+# %% ../nbs/00_records.ipynb #5f0fde81
 @patch
-def _check(self:Journal, head:str):
+def _check(self:Journal, head:bytes):
     try: form, kind, old, self.complete = (json.loads(head)[k] for k in ("format", "journal", "settings", "complete"))
     except (ValueError, TypeError, KeyError, RecursionError): form = None
-    if form != 1 or not isinstance(old, dict): raise ValueError(f"{self.path}, line 1 is not the first line of a journal. Choose another path, or move this file away.")
+    if form != 1 or not isinstance(old, dict) or not head.endswith(b"\n"): raise ValueError(f"{self.path}, line 1 is not the first line of a journal. Choose another path, or move this file away.")
     if kind != self.record.__name__: raise ValueError(f"{self.path} is a journal of {kind} records, not of {self.record.__name__}. Choose another path.")
     if self.settings is None: self.settings = old
     differ = differences(old, self.settings)
     if differ: raise ValueError(f"{self.path} was made with other settings ({differ}). Go on with the old settings, or use another run folder.")
 
-# %% ../nbs/00_records.ipynb #314dfea6
+# %% ../nbs/00_records.ipynb #f86f8cea
 @patch
 def _load(self:Journal):
-    data = self.path.read_bytes()
-    try: head, *lines = data[:data.rfind(b"\n") + 1].decode("utf-8").split("\n")
-    except UnicodeDecodeError as e: raise ValueError(f"{self.path} is not UTF-8 text (byte {e.start}). Choose another path, or move this file away.") from None
-    self._check(head)
-    for n, line in enumerate(lines[:-1], 2): self._add(from_json(line, self.record, f"{self.path}, line {n}"))
-    if not data.endswith(b"\n"): os.truncate(self.path, data.rfind(b"\n") + 1)
+    with open(self.path, "rb") as f:
+        self._check(f.readline())
+        self.size, self.torn = f.tell(), 0
+        for n, line in enumerate(f, 2):
+            if not line.endswith(b"\n"): self.torn = len(line); break
+            row = from_json(line, self.record, f"{self.path}, line {n}")
+            self._new([row]); self.rows[row.key] = row; self.size += len(line)
 
-# %% ../nbs/00_records.ipynb #f0739150
+# %% ../nbs/00_records.ipynb #f88ea71d
 @patch
-def _add(self:Journal, row):
-    if row.key in self.rows: raise ValueError(f"{self.path} already has a row {row.key}: each row is written once")
-    self.rows[row.key] = row
+def _new(self:Journal, rows)->dict:
+    new = {}
+    for r in rows:
+        if r.key in self.rows or r.key in new: raise ValueError(f"{self.path} already has a row {r.key}: each row is written once")
+        new[r.key] = r
+    return new
 
-# %% ../nbs/00_records.ipynb #79192efa
+# %% ../nbs/00_records.ipynb #e4290304
+@patch
+def _mine(self:Journal):
+    found = self.path.stat().st_size
+    if found != self.size + self.torn: raise ValueError(f"{self.path} was changed by another process: it has {found:,} bytes, and not the {self.size + self.torn:,} that this one left. "
+        "Let one of the two end, or give this one another folder. Started again, it goes on with what is there.")
+
 @patch
 def append(self:Journal,
     rows:list, # Records whose keys are not there yet
 ):
     "Write records and wait until they are on the disk."
-    text = "".join(f"{to_json(r)}\n" for r in rows)
-    for key, times in Counter([*self.rows, *(r.key for r in rows)]).items():
-        if times > 1: raise ValueError(f"{self.path} already has a row {key}: each row is written once")
-    if self.complete: self.complete = False; self._write()
-    with open(self.path, "a", encoding="utf-8", newline="\n") as f: f.write(text); f.flush(); os.fsync(f.fileno())
-    self.rows |= {r.key: r for r in rows}
+    new, data = self._new(rows), "".join(f"{to_json(r)}\n" for r in rows).encode()
+    self._mine()
+    if self.complete: self._write()
+    try:
+        with naming(self.path), open(self.path, "r+b") as f: f.truncate(self.size); f.seek(self.size); f.write(data); f.flush(); os.fsync(f.fileno())
+    except BaseException: os.truncate(self.path, self.size); raise
+    finally: self.torn = 0
+    self.size += len(data); self.rows |= new
 
 @patch
 def finish(self:Journal)->list: # All rows, sorted by key
     "Declare the stage complete: the file is sorted by key."
-    self.complete = True
-    self._write()
+    self._mine(); self._write(complete=True)
     return [self.rows[k] for k in sorted(self.rows)]
+
+# %% ../nbs/00_records.ipynb #fcb61c09
+@patch
+def collect(self:Journal,
+    rows, # Records, as they are made
+    seconds:float=1., # From one write to the next
+):
+    "Append rows as they come; also the last ones, if their making breaks off."
+    waiting, written = [], time.monotonic()
+    try:
+        for row in rows:
+            waiting.append(row)
+            if time.monotonic() - written >= seconds: self.append(waiting); waiting, written = [], time.monotonic()
+    finally: self.append(waiting)
 
 # %% ../nbs/00_records.ipynb #50286225
 def read_journal(
@@ -250,6 +287,20 @@ def read_journal(
     j = Journal(path, record)
     if not j.complete: raise ValueError(f"{path} is not complete: it has {len(j.rows)} rows, and the stage that writes it was broken off. Start that stage again first.")
     return [j.rows[k] for k in sorted(j.rows)]
+
+# %% ../nbs/00_records.ipynb #226d29de
+@contextmanager
+def alone(
+    folder:str|Path, # Made if missing
+):
+    "Have a folder to oneself, or be refused."
+    from filelock import FileLock, Timeout
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(Path(folder).resolve()/".lock", timeout=0, is_singleton=True, thread_local=False)
+    try: lock.acquire()
+    except Timeout: raise ValueError(f"{folder} is in use: another process works in it. Wait until that one has ended, or give this one another folder.") from None
+    try: yield
+    finally: lock.release()
 
 # %% ../nbs/00_records.ipynb #866d70db
 def group_responses(
@@ -275,26 +326,42 @@ def check_ranking(
         raise ValueError(f"the ranking of instruction {ranking.instruction_id} by {ranking.judge} is of other texts than these {len(texts)} responses. Rank these responses again, into another file.")
     return ranking
 
-# %% ../nbs/00_records.ipynb #5d068392
+# %% ../nbs/00_records.ipynb #eea35c55
+def scored(
+    score, # These are as in `rank_each`
+    name:str,
+    groups:list[tuple[Instruction,list[str]]], # Each instruction with the texts of its responses
+    done:dict, # Rankings that are there already, by key
+    batch_size:int,
+): # Yields the other rankings
+    "Score batch by batch."
+    for k in range(0, len(groups), batch_size):
+        batch = groups[k:k + batch_size]
+        if all((i.id,) in done for i, _ in batch): continue
+        for (i, texts), (scores, detail) in zip(batch, score(batch), strict=True):
+            if (i.id,) not in done: yield check_ranking(Ranking(i.id, name, scores, fingerprint(texts), detail), texts)
+
+# %% ../nbs/00_records.ipynb #4a5c0e58
 def rank_each(
-    score, # `(instruction, texts) -> (scores, detail)`
+    score, # `[(instruction, texts), …] -> [(scores, detail), …]`, or an iterator of them
     name:str, # The judge's name
     instructions:list[Instruction], # What was asked
     responses:list[Response], # All responses to them
     out:str|Path|None=None, # Journal to keep and continue; nothing is kept if `None`
     settings:dict|None=None, # What defines the judge; part of the journal's first line
+    batch_size:int=1, # Instructions that are scored at a time
 )->list[Ranking]: # One an instruction that has responses, in the order of `instructions`
     "Rank the responses of each instruction, going on where an earlier run stopped."
     groups = [(i, [r.text for r in rs]) for i, rs in group_responses(instructions, responses) if rs]
     journal = out and Journal(out, Ranking, dict(judge=name, **(settings or {})))
-    done = dict(journal.rows) if journal else {}
-    for instruction, texts in tqdm(groups, desc=f"ranking by {name}", unit="instruction", delay=2, leave=False):
-        if (instruction.id,) in done: check_ranking(done[instruction.id,], texts); continue
-        scores, detail = score(instruction, texts)
-        made = done[instruction.id,] = check_ranking(Ranking(instruction.id, name, scores, fingerprint(texts), detail), texts)
-        if journal: journal.append([made])
+    rows = journal.rows if journal else {}
+    for i, texts in groups:
+        if (i.id,) in rows: check_ranking(rows[i.id,], texts)
+    made = tqdm(scored(score, name, groups, rows, batch_size), desc=f"ranking by {name}", unit="instruction", total=len(groups), initial=len(rows), delay=2, leave=False)
+    if journal: journal.collect(made)
+    else: rows = {r.key: r for r in made}
     if journal and not journal.complete: journal.finish()
-    return [done[i.id,] for i, _ in groups]
+    return [rows[i.id,] for i, _ in groups]
 
 # %% ../nbs/00_records.ipynb #9fc962ef
 @dataclass(frozen=True)

@@ -192,7 +192,7 @@ def points(self:Oracle,
     clean = _tidy(text.removesuffix(closing).rstrip())
     return dict(zip(POINTS, map(int, (relevant, relevant and complete, relevant and correct, clean, polite))))
 
-# %% ../nbs/01_tiny.ipynb #c987e63e
+# %% ../nbs/01_tiny.ipynb #caa289e0
 @patch
 def rank(self:Oracle,
     instructions:list[Instruction], # What was asked
@@ -200,9 +200,10 @@ def rank(self:Oracle,
     out:str|Path|None=None, # Journal to keep and continue
 )->list[Ranking]: # Scores from 0 to 5, or `None` for each response to an instruction of another world
     "Rank the responses of each instruction; `detail` holds the points."
-    def score(instruction, texts):
-        points = [self.points(instruction, t) for t in texts]
-        return [None if p is None else float(sum(p.values())) for p in points], dict(points=points)
+    def score(groups):
+        for instruction, texts in groups:
+            points = [self.points(instruction, t) for t in texts]
+            yield [None if p is None else float(sum(p.values())) for p in points], dict(points=points)
     return rank_each(score, self.name, instructions, responses, out)
 
 # %% ../nbs/01_tiny.ipynb #87af1b5a
