@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['NONE', 'CURVES', 'json_object', 'source', 'or_none', 'recipe_flags', 'changed', 'spark', 'printable', 'show_training',
-           'show_answers', 'show_verdict', 'show_result', 'user_error', 'one_line', 'parse', 'dpo_generate',
-           'read_stages', 'dpo_rank', 'dpo_pairs', 'dpo_train', 'named_adapter', 'dpo_evaluate', 'dpo_demo']
+           'show_answers', 'show_verdict', 'show_result', 'user_error', 'stoppable', 'one_line', 'parse',
+           'dpo_generate', 'stages_before', 'dpo_rank', 'dpo_pairs', 'dpo_train', 'named_adapter', 'dpo_evaluate',
+           'dpo_demo']
 
 # %% ../nbs/17_cli.ipynb #a603ace4
 import os
 os.environ.setdefault("TQDM_DELAY", "2");
 
-# %% ../nbs/17_cli.ipynb #68d231da
-import argparse, json, sys, warnings
+# %% ../nbs/17_cli.ipynb #adc03270
+import argparse, errno, json, signal, sys, warnings
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -156,15 +157,25 @@ def show_result(
     show_verdict(c)
     print(f"\nPictures: {folder/'curves.png'}, {folder/'evaluation'/'comparison.png'}\nAll answers: {folder/'evaluation'/'comparison.csv'}")
 
-# %% ../nbs/17_cli.ipynb #f5dba575
+# %% ../nbs/17_cli.ipynb #763d6dd5
 def user_error(
     e:Exception, # What went wrong
 )->str: # One line
     "What a person can do about an error."
     file = isinstance(e, OSError) and e.filename
+    if file and e.errno in (errno.ENOSPC, errno.EDQUOT): return f"{file} cannot be written: the disk is full. Make room there; the same command then goes on where it was."
     if file: return f"{file} cannot be used ({e.strerror}). Choose another folder, or make room there."
     if isinstance(e, RuntimeError): return "the GPU is out of memory. Lower --batch_size, --generation_batch or --max_prompt_tokens, or give --quantization nf4. What is done so far is kept."
     return " ".join(str(e).split())
+
+# %% ../nbs/17_cli.ipynb #e4700579
+@contextmanager
+def stoppable():
+    "SIGTERM is a `KeyboardInterrupt` with its number."
+    def stop(number, frame): raise KeyboardInterrupt(number)
+    before = signal.signal(signal.SIGTERM, stop)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, before)
 
 @contextmanager
 def one_line(
@@ -172,8 +183,9 @@ def one_line(
 ):
     "Errors as they should look in a shell."
     def end(text, code): print(text, file=sys.stderr); sys.exit(code)
-    try: yield
-    except KeyboardInterrupt: end("\nStopped. The same command goes on where it was.", 130)
+    try:
+        with stoppable(): yield
+    except KeyboardInterrupt as e: end("\nStopped. The same command goes on where it was.", 128 + (e.args or [signal.SIGINT])[0])
     except (ValueError, OSError) as e: end(f"{script}: {user_error(e)}", 2)
     except RuntimeError as e:
         if type(e).__name__ != "OutOfMemoryError": raise
@@ -205,7 +217,7 @@ def parse(
     given = parser.parse_args(args)
     return changed(start, given), given
 
-# %% ../nbs/17_cli.ipynb #d1a7d816
+# %% ../nbs/17_cli.ipynb #ad6fa9c6
 def dpo_generate(
     args:list[str]|None=None, # Flags; `None` = those of the shell
 ):
@@ -217,22 +229,25 @@ def dpo_generate(
             args, also=dict(instructions="dataset", generation_batch="batch_size"))
         from dpo_nb.recipes import check_recipe, draw_training, generation_stage, keep_instructions, load_model
         check_recipe(r); draw_training(r)
-        _, lm = load_model(r)
-        train, folder = draw_training(r, lm), Path(given.output_dir)
-        keep_instructions(folder, instructions=train)
-        responses = generation_stage(r, folder, lm, train)
+        folder = Path(given.output_dir)
+        with alone(folder):
+            _, lm = load_model(r)
+            train = draw_training(r, lm)
+            keep_instructions(folder, instructions=train)
+            responses = generation_stage(r, folder, lm, train)
         cut = sum(not a.finished for a in responses)
         print(f"{len(responses)} responses to {len(train)} instructions, {cut} of them cut at {r.max_new_tokens} tokens: {folder/'responses.jsonl'}")
         if len(train.dropped): print(f"{train.summary}: {folder/'passed_over.csv'}")
 
-# %% ../nbs/17_cli.ipynb #3c215f3e
-def read_stages(
+# %% ../nbs/17_cli.ipynb #282332e9
+@contextmanager
+def stages_before(
     folder:Path, # Of the run
     *files:str, # "responses", "rankings"
-)->list: # Instructions, then what each file holds
-    "What earlier stages have left in a folder."
+): # A list: the instructions, then what each file holds
+    "What earlier stages have left in a folder, which nobody else works in now."
     kinds = dict(responses=Response, rankings=Ranking)
-    return [read_records(folder/"instructions.jsonl", Instruction), *(read_journal(folder/f"{f}.jsonl", kinds[f]) for f in files)]
+    with alone(folder): yield [read_records(folder/"instructions.jsonl", Instruction), *(read_journal(folder/f"{f}.jsonl", kinds[f]) for f in files)]
 
 def dpo_rank(
     args:list[str]|None=None, # Flags; `None` = those of the shell
@@ -244,12 +259,12 @@ def dpo_rank(
             "judge threads", args)
         from dpo_nb.recipes import check_judge, ranking_stage
         folder = Path(given.output_dir)
-        train, responses = read_stages(folder, "responses")
-        check_judge(r.judge, train)
-        rankings = ranking_stage(r, folder, train, responses)
+        with stages_before(folder, "responses") as (train, responses):
+            check_judge(r.judge, train)
+            rankings = ranking_stage(r, folder, train, responses)
         print(f"{len(rankings)} rankings by {rankings[0].judge} of {len(responses)} responses: {folder/'rankings.jsonl'}")
 
-# %% ../nbs/17_cli.ipynb #5f4acc95
+# %% ../nbs/17_cli.ipynb #3addaaba
 def dpo_pairs(
     args:list[str]|None=None, # Flags; `None` = those of the shell
 ):
@@ -260,10 +275,10 @@ def dpo_pairs(
             "pairs margin allow_cut", args, also=dict(pairs="rule"))
         from dpo_nb.recipes import pair_stage
         folder = Path(given.output_dir)
-        pairs = pair_stage(r, folder, *read_stages(folder, "responses", "rankings"))
+        with stages_before(folder, "responses", "rankings") as made: pairs = pair_stage(r, folder, *made)
         print(f"{pairs.funnel.to_string()}\n\n{len(pairs.dataset)} pairs: {folder/'pairs'}")
 
-# %% ../nbs/17_cli.ipynb #fe0350b9
+# %% ../nbs/17_cli.ipynb #91d8bf8b
 def dpo_train(
     args:list[str]|None=None, # Flags; `None` = those of the shell
 ):
@@ -278,9 +293,10 @@ def dpo_train(
         check_recipe(r)
         folder = Path(given.output_dir)
         if not (given.dataset or (folder/"pairs").is_dir()): raise ValueError(f"{folder} has no pairs. Run dpo_pairs with this --output_dir first, or give pairs by --dataset.")
-        dataset, drawn = load_preferences(given.dataset or folder/"pairs"), folder/"instructions.jsonl"
-        seen = [] if given.dataset or not drawn.exists() else read_records(drawn, Instruction)
-        training = training_stage(r, folder, load_model(r)[1], dataset, seen)
+        with alone(folder):
+            dataset, drawn = load_preferences(given.dataset or folder/"pairs"), folder/"instructions.jsonl"
+            seen = [] if given.dataset or not drawn.exists() else read_records(drawn, Instruction)
+            training = training_stage(r, folder, load_model(r)[1], dataset, seen)
         show_training(training)
         print(f"\n{training.pairs} pairs; {training.modules} layers got an adapter of {training.trainable:,} parameters: {folder/'adapter'}\nCurves: {folder/'curves.png'}")
 
@@ -293,7 +309,7 @@ def named_adapter(
     if not (equals and path and name.isidentifier() and name != "base"): raise argparse.ArgumentTypeError(f"expected NAME=PATH, where the name has letters, digits and _ and is not 'base'; found {text!r}")
     return name, path
 
-# %% ../nbs/17_cli.ipynb #831579c2
+# %% ../nbs/17_cli.ipynb #9fb84618
 def dpo_evaluate(
     args:list[str]|None=None, # Flags; `None` = those of the shell
 ):
@@ -310,9 +326,10 @@ def dpo_evaluate(
         file, adapters = Path(given.output_file), dict(given.adapters)
         if len({n.lower() for n in adapters}) < len(given.adapters): raise ValueError("two adapters have the same name. Give each NAME=PATH a name of its own.")
         if not file.suffix: raise ValueError(f"--output_file {file} needs an ending, such as .csv: the folder without it keeps the answers")
-        comparisons = evaluate_adapters(r, adapters, file.with_suffix(""))
-        table = joined(comparisons)
-        save_table(table, file)
+        with alone(file.with_suffix("")):
+            comparisons = evaluate_adapters(r, adapters, file.with_suffix(""))
+            table = joined(comparisons)
+            save_table(table, file)
         show_answers(table, ["base", *adapters], len(table))
         for c in comparisons: show_verdict(c); print()
         print(f"All answers: {file}")

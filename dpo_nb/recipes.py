@@ -8,8 +8,8 @@ __all__ = ['recipes', 'load_judge', 'check_judge', 'check_recipe', 'draw_how', '
            'training_stage', 'evaluation_stage', 'evaluate_adapters', 'left_out', 'Result', 'run_recipe',
            'save_comparison']
 
-# %% ../nbs/16_recipes.ipynb #6e024fe1
-import csv, json, math
+# %% ../nbs/16_recipes.ipynb #ceaaf9ef
+import csv, json, math, os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -137,7 +137,7 @@ def load_model(
     check_start(lm, r.lora_r, r.lora_alpha)
     return base, lm
 
-# %% ../nbs/16_recipes.ipynb #12445cd3
+# %% ../nbs/16_recipes.ipynb #a28ce98d
 def generation_stage(
     r:Recipe, # How many, how long, how random
     folder:Path, # Keeps `responses.jsonl`
@@ -145,8 +145,9 @@ def generation_stage(
     train:list[Instruction], # What it answers
 )->list[Response]:
     "Instructions → responses."
-    return generate(lm, train, n=r.responses_per_instruction, out=folder/"responses.jsonl", temperature=r.temperature, top_p=r.top_p,
-                    max_new_tokens=r.max_new_tokens, seed=r.seed, batch_size=r.generation_batch)
+    with alone(folder):
+        return generate(lm, train, n=r.responses_per_instruction, out=folder/"responses.jsonl", temperature=r.temperature, top_p=r.top_p,
+                        max_new_tokens=r.max_new_tokens, seed=r.seed, batch_size=r.generation_batch)
 
 def ranking_stage(
     r:Recipe, # The judge
@@ -156,9 +157,9 @@ def ranking_stage(
 )->list[Ranking]:
     "Responses → rankings."
     set_threads(r)
-    return load_judge(r.judge).rank(train, responses, folder/"rankings.jsonl")
+    with alone(folder): return load_judge(r.judge).rank(train, responses, folder/"rankings.jsonl")
 
-# %% ../nbs/16_recipes.ipynb #a4368b21
+# %% ../nbs/16_recipes.ipynb #403f66a9
 def pair_stage(
     r:Recipe, # Rule, margin, whether cut responses may be chosen
     folder:Path, # Keeps `pairs/`
@@ -168,7 +169,7 @@ def pair_stage(
 )->Pairs:
     "Rankings → pairs."
     pairs = make_pairs(train, responses, rankings, rule=r.pairs, margin=r.margin, allow_cut=r.allow_cut)
-    save_pairs(pairs, folder/"pairs")
+    with alone(folder): save_pairs(pairs, folder/"pairs")
     return pairs
 
 def training_stage(
@@ -179,10 +180,11 @@ def training_stage(
     seen:list[Instruction], # All that were drawn: an instruction that gave no pair is no test either
 )->Training:
     "Pairs → adapter."
-    return train_dpo(lm, dataset, folder, seen=seen, learning_rate=r.learning_rate, num_epochs=r.num_epochs, batch_size=r.batch_size, gradient_accumulation=r.gradient_accumulation, max_length=r.max_length,
-                     beta=r.beta, lora_r=r.lora_r, lora_alpha=r.lora_alpha, reference=r.reference, seed=r.seed, **r.dpo)
+    with alone(folder):
+        return train_dpo(lm, dataset, folder, seen=seen, learning_rate=r.learning_rate, num_epochs=r.num_epochs, batch_size=r.batch_size, gradient_accumulation=r.gradient_accumulation, max_length=r.max_length,
+                         beta=r.beta, lora_r=r.lora_r, lora_alpha=r.lora_alpha, reference=r.reference, seed=r.seed, **r.dpo)
 
-# %% ../nbs/16_recipes.ipynb #cdd6f0a9
+# %% ../nbs/16_recipes.ipynb #101a57c3
 def evaluation_stage(
     r:Recipe, # Evaluator, lengths, seed
     folder:Path, # Keeps the answers of each model and the evaluator's rankings
@@ -191,9 +193,10 @@ def evaluation_stage(
     seen, # What any of the models was trained on, as in `compare`
 )->list[Comparison]: # One for each model but the first
     "Adapter → comparison."
-    answers = {name: complete(lm, test, folder/f"{name}.jsonl", max_new_tokens=r.max_new_tokens, seed=r.seed) for name, lm in lms.items()}
-    judge, (base, *others) = load_judge(r.evaluator or r.judge), lms
-    return [compare(test, {n: answers[n] for n in (base, name)}, judge, seen=seen, out=folder/f"rankings-{name}.jsonl") for name in others]
+    with alone(folder):
+        answers = {name: complete(lm, test, folder/f"{name}.jsonl", max_new_tokens=r.max_new_tokens, seed=r.seed) for name, lm in lms.items()}
+        judge, (base, *others) = load_judge(r.evaluator or r.judge), lms
+        return [compare(test, {n: answers[n] for n in (base, name)}, judge, seen=seen, out=folder/f"rankings-{name}.jsonl") for name in others]
 
 # %% ../nbs/16_recipes.ipynb #3564fad6
 def evaluate_adapters(
@@ -230,7 +233,7 @@ class Result:
     comparison:Comparison # Base against tuned on unseen instructions
     notes:list[str] # What was cut or dropped on the way
 
-# %% ../nbs/16_recipes.ipynb #14ee1b64
+# %% ../nbs/16_recipes.ipynb #c828d8f9
 def run_recipe(
     recipe:Recipe, # What to do
     folder:str|Path, # Where; a folder of the same recipe is continued
@@ -241,25 +244,26 @@ def run_recipe(
     evaluator = recipe.evaluator or recipe.judge
     check_recipe(recipe)
     check_judge(recipe.judge, train := draw_training(recipe)); check_judge(evaluator, draw_test(recipe, train))
-    base, lm = load_model(recipe)
-    train = draw_training(recipe, lm)
-    test = draw_test(recipe, train, lm)
-    begun, run = (folder/"recipe.json").exists(), Run(folder, recipe)
-    if begun: say(f"going on in {folder}")
-    keep_instructions(folder, instructions=train, test_instructions=test)
-    say(f"{recipe.responses_per_instruction} responses to each of {len(train)} instructions from {lm.name}, ranked by {'the oracle' if recipe.judge == 'oracle' else f'PairRM ({recipe.judge})'}")
-    responses = generation_stage(recipe, folder, lm, train)
-    rankings = ranking_stage(recipe, folder, train, responses)
-    pairs = pair_stage(recipe, folder, train, responses, rankings)
-    say(f"DPO on {len(pairs.dataset)} pairs")
-    training = training_stage(recipe, folder, lm, pairs.dataset, train)
-    say(f"{training.modules} layers got an adapter: {training.trainable:,} parameters\nbase against tuned on {len(test)} unseen instructions")
-    lms = dict(base=lm, tuned=load_adapter(base, folder/"adapter"))
-    [c] = evaluation_stage(recipe, folder/"evaluation", lms, test, trained_on(folder/"adapter"))
-    save_comparison(c, folder/"evaluation")
-    return Result(run, pairs, training, c, left_out(rankings, training))
+    with alone(folder):
+        base, lm = load_model(recipe)
+        train = draw_training(recipe, lm)
+        test = draw_test(recipe, train, lm)
+        begun, run = (folder/"recipe.json").exists(), Run(folder, recipe)
+        if begun: say(f"going on in {folder}")
+        keep_instructions(folder, instructions=train, test_instructions=test)
+        say(f"{recipe.responses_per_instruction} responses to each of {len(train)} instructions from {lm.name}, ranked by {'the oracle' if recipe.judge == 'oracle' else f'PairRM ({recipe.judge})'}")
+        responses = generation_stage(recipe, folder, lm, train)
+        rankings = ranking_stage(recipe, folder, train, responses)
+        pairs = pair_stage(recipe, folder, train, responses, rankings)
+        say(f"DPO on {len(pairs.dataset)} pairs")
+        training = training_stage(recipe, folder, lm, pairs.dataset, train)
+        say(f"{training.modules} layers got an adapter: {training.trainable:,} parameters\nbase against tuned on {len(test)} unseen instructions")
+        lms = dict(base=lm, tuned=load_adapter(base, folder/"adapter"))
+        [c] = evaluation_stage(recipe, folder/"evaluation", lms, test, trained_on(folder/"adapter"))
+        save_comparison(c, folder/"evaluation")
+        return Result(run, pairs, training, c, left_out(rankings, training))
 
-# %% ../nbs/16_recipes.ipynb #3e1a850a
+# %% ../nbs/16_recipes.ipynb #669e70e6
 def save_comparison(
     c:Comparison, # What to keep
     folder:str|Path, # Gets `comparison.csv`, `measures.csv`, `comparison.png`
@@ -268,5 +272,7 @@ def save_comparison(
     import matplotlib.pyplot as plt
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     save_table(c.table, folder/"comparison.csv")
-    measures(c).to_csv(folder/"measures.csv")
-    fig = plot_comparison(c); fig.savefig(folder/"comparison.png", dpi=120); plt.close(fig)
+    write_whole(folder/"measures.csv", measures(c).to_csv())
+    fig, picture = plot_comparison(c), folder/"comparison.png"
+    with naming(picture): fig.savefig(f"{picture}.part", format="png", dpi=120); os.replace(f"{picture}.part", picture)
+    plt.close(fig)

@@ -144,14 +144,14 @@ def from_json(
     except (msgspec.MsgspecError, UnicodeError) as e:
         raise ValueError(f"{where or 'this line'} is no {record.__name__}: {e}. Correct the line, or remove it.") from None
 
-# %% ../nbs/00_records.ipynb #f9cd4bde
+# %% ../nbs/00_records.ipynb #43018d41
 @contextmanager
 def naming(
     path:str|Path, # What is being written
 ):
     "Give an error of the operating system the name of the file."
     try: yield
-    except OSError as e: raise OSError(e.errno, e.strerror, str(path)) from None
+    except OSError as e: raise OSError(e.errno, e.strerror or str(e), str(path)) from None
 
 # %% ../nbs/00_records.ipynb #ecbf501a
 def write_whole(
@@ -288,19 +288,22 @@ def read_journal(
     if not j.complete: raise ValueError(f"{path} is not complete: it has {len(j.rows)} rows, and the stage that writes it was broken off. Start that stage again first.")
     return [j.rows[k] for k in sorted(j.rows)]
 
-# %% ../nbs/00_records.ipynb #226d29de
+# %% ../nbs/00_records.ipynb #d67863ec
 @contextmanager
 def alone(
     folder:str|Path, # Made if missing
 ):
     "Have a folder to oneself, or be refused."
     from filelock import FileLock, Timeout
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(Path(folder).resolve()/".lock", timeout=0, is_singleton=True, thread_local=False)
+    folder, made = Path(folder), not Path(folder).exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.resolve()/".lock", timeout=0, is_singleton=True, thread_local=False)
     try: lock.acquire()
     except Timeout: raise ValueError(f"{folder} is in use: another process works in it. Wait until that one has ended, or give this one another folder.") from None
     try: yield
-    finally: lock.release()
+    finally:
+        if made and os.listdir(folder) == [".lock"]: (folder/".lock").unlink(); folder.rmdir() # Nothing was begun
+        lock.release()
 
 # %% ../nbs/00_records.ipynb #866d70db
 def group_responses(
