@@ -11,7 +11,7 @@ import argparse, gc, json, math, random, resource, subprocess, sys, tempfile, ti
 from pathlib import Path
 
 STAGES = ["write", "read", "rank", "pairs", "save", "load"]
-STEP = 8 # Instructions that are answered between two appends
+STEP = 50 # Instructions that are answered between two appends
 
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 * (1 if sys.platform == "linux" else 1 / 1024) # MiB
 
@@ -96,7 +96,8 @@ def draw(rows, file):
     for ax, unit in ((left, "CPU seconds"), (right, "MiB")):
         ax.set(xscale="log", yscale="log", xlabel="instructions, 5 responses each", ylabel=unit)
         ax.set_xticks(sizes, [f"{n:,}" for n in sizes]); ax.minorticks_off(); ax.yaxis.set_major_formatter("{x:,g}")
-        ax.grid(alpha=.3); ax.legend(fontsize=8, frameon=False); ax.spines[["top", "right"]].set_visible(False)
+        ax.set_ylim(top=ax.get_ylim()[1] * 4)
+        ax.grid(alpha=.3); ax.legend(fontsize=8, frameon=False, ncol=4, loc="upper left"); ax.spines[["top", "right"]].set_visible(False)
     fig.tight_layout(); fig.savefig(file, dpi=110); plt.close(fig)
 
 def main():
@@ -116,11 +117,13 @@ def main():
         rows.append(row | dict(n=n, seconds=sum(row[s] for s in STAGES), needs=needs, disk=disk)); r = rows[-1]
         print(f"{n:>12,}{r['seconds']:>8.2f}   {''.join(f'{r[s]:>8.2f}' for s in STAGES)}{r['mib']:>9.1f}{needs:>9.1f}{disk:>9.1f}{r['mib'] / needs:>13.2f}", flush=True)
     grows = {k: exponent(sizes, [r[k] for r in rows]) for k in ("seconds", "mib", *STAGES)}
-    print(f"\ngrowth as a power of the size: CPU time {grows['seconds']:.2f} ({', '.join(f'{s} {grows[s]:.2f}' for s in STAGES)}), memory {grows['mib']:.2f}; "
-          f"{1024 * rows[-1]['mib'] / sizes[-1]:.1f} KiB of memory an instruction")
+    first, last = rows[0], rows[-1]
+    more = {k: 1024 * (last[k] - first[k]) / (last["n"] - first["n"]) for k in ("mib", "needs")}
+    print(f"\nGrowth as a power of the size: CPU time {grows['seconds']:.2f} ({', '.join(f'{s} {grows[s]:.2f}' for s in STAGES)}), memory {grows['mib']:.2f}.\n"
+          f"Each further instruction takes {more['mib']:.1f} KiB at the peak; its records alone take {more['needs']:.1f} KiB.")
     if given.figure: draw(rows, given.figure)
-    last = rows[-1]
     at = {f"seconds_{last['n']}": round(last["seconds"], 1), f"mb_{last['n']}": round(last["mib"] * 2**20 / 1e6, 1)}
-    print(json.dumps(dict(time_exponent=round(grows["seconds"], 3), memory_exponent=round(grows["mib"], 3), **at, times_dataset=round(last["mib"] / last["needs"], 2))))
+    print(json.dumps(dict(time_exponent=round(grows["seconds"], 3), memory_exponent=round(grows["mib"], 3), **at, times_dataset=round(last["mib"] / last["needs"], 2),
+                          times_dataset_growth=round(more["mib"] / more["needs"], 2))))
 
 if __name__ == "__main__": main()

@@ -4,17 +4,21 @@
 
 # %% auto #0
 __all__ = ['PLAIN_TEMPLATE', 'PLAIN_STOP', 'best_device', 'best_dtype', 'fix_date', 'Encoded', 'LM', 'fold_system',
-           'fingerprint_folder', 'check_folder', 'nf4', 'check_precision', 'short_bars', 'why_not', 'pretrained',
-           'settle', 'commit', 'load_lm']
+           'fingerprint_folder', 'check_folder', 'nf4', 'check_device', 'check_precision', 'short_bars', 'why_not',
+           'pretrained', 'settle', 'commit', 'load_lm', 'check_url', 'api_key', 'Endpoint', 'Answer',
+           'whole_characters', 'read_answer', 'asked_wait', 'passes', 'run_apart']
 
-# %% ../nbs/03_models.ipynb #97a3690f
-import logging, os, re
+# %% ../nbs/03_models.ipynb #eaab9ee3
+import asyncio, json, logging, os, random, re, time, warnings
 from contextlib import contextmanager
 from datetime import date
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import NamedTuple
+from threading import Event, Thread
+from typing import Annotated, NamedTuple
+from urllib.parse import urlsplit
 
-import torch
+import msgspec, torch
 from fastcore.basics import patch
 
 from .records import digest, sha256
@@ -97,7 +101,7 @@ def _template(self:LM, messages, **kwargs)->list[int]:
         roles = ", ".join(m["role"] for m in messages)
         raise ValueError(f"the chat template of {self.name} refuses this conversation ({roles}): {e}. Most templates take one system message at most, as the first, and then the user and the assistant in turn.") from None
 
-# %% ../nbs/03_models.ipynb #6fb67f03
+# %% ../nbs/03_models.ipynb #be114e95
 @patch(as_prop=True)
 def control_ids(self:LM)->set[int]: # Those with a name in the tokenizer's configuration, and those that are only marked
     "The ids of the control tokens."
@@ -106,9 +110,9 @@ def control_ids(self:LM)->set[int]: # Those with a name in the tokenizer's confi
 @patch
 def _end_id(self:LM):
     chat, tokenizer = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "answer"}], self.tokenizer
-    try: text = why = tokenizer.decode(self._template(chat))
-    except ValueError as e: text, why = "", str(e)
-    if "answer" not in text: raise ValueError(f"{self.name} has a chat template that does not write messages of plain text ({why!r:.160}). Set `tokenizer.chat_template` to one that does.")
+    try: text = tokenizer.decode(self._template(chat)); why = f"for 'answer' it writes {text!r:.80}"
+    except ValueError as e: text, why = "", str(e.__context__)
+    if "answer" not in text: raise ValueError(f"the chat template of {self.name} does not write messages of plain text ({why}). Set `tokenizer.chat_template` to one that does.")
     behind = tokenizer(text.rpartition("answer")[2], add_special_tokens=False).input_ids
     named = {i: t for i, t in tokenizer.added_tokens_decoder.items() if t.content in tokenizer.chat_control_tokens}
     ends = [i for i in behind if i in self.control_ids] or [i for i in behind if i in named] or [tokenizer.eos_token_id]
@@ -179,14 +183,16 @@ def fingerprint_folder(
     "What a journal remembers of a model: the hash of its files. A model of the hub has its commit instead."
     return digest({f.name: sha256(f) for pattern in ("*.safetensors", "*.json", "*.model", "*.jinja") for f in Path(folder).glob(pattern)})
 
-# %% ../nbs/03_models.ipynb #0fd81b4c
+# %% ../nbs/03_models.ipynb #d1624d32
 def check_folder(
     folder:Path, # A model's folder
 ):
     "Refuse a folder that is not a model in safetensors."
+    if (folder/"adapter_config.json").exists(): raise ValueError(f"{folder} is no model but an adapter. Load the model that it was trained on, and then the adapter with load_adapter (in the scripts: --adapter).")
     if not (folder/"config.json").exists(): raise ValueError(f"{folder} is no model folder: it has no config.json. Give the folder that `save_pretrained` wrote, or a hub name.")
     if not list(folder.glob("*.safetensors")):
-        found = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")) or "no weights"
+        found = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        if not found: raise ValueError(f"{folder} has no weights (*.safetensors). Copy them there too, or give another folder or a hub name.")
         raise ValueError(f"{folder} has no *.safetensors, but {found}. Only safetensors are read, because a pickle can run code: save the model again with `save_pretrained` of a recent transformers.")
 
 # %% ../nbs/03_models.ipynb #84a545ad
@@ -197,7 +203,15 @@ def nf4(
     from transformers import BitsAndBytesConfig
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
 
-# %% ../nbs/03_models.ipynb #99fd1363
+# %% ../nbs/03_models.ipynb #e5fcca03
+def check_device(
+    device:str, # As torch names it
+)->str: # The same
+    "Refuse a device that is not there."
+    try: torch.empty(0, device=device)
+    except (AssertionError, RuntimeError): raise ValueError(f"there is no device {device!r} here. Leave device at None for the fastest one, or give 'cpu'.") from None
+    return device
+
 def check_precision(
     dtype:str, # As in `load_lm`
     quantization:str|None, # As in `load_lm`
@@ -219,7 +233,7 @@ def short_bars(
     finally:
         if shown: bars.enable_progress_bar()
 
-# %% ../nbs/03_models.ipynb #f2e0994b
+# %% ../nbs/03_models.ipynb #c4bc4165
 def why_not(
     name:str, # A hub name or folder
     error:Exception, # What `transformers` raised
@@ -236,9 +250,14 @@ def why_not(
     if "safetensors" in text: return "it has no safetensors there. Only those are read, because a pickle can run code. Take another copy of the model, or a folder that `save_pretrained` of a recent transformers wrote."
     if "backend tokenizer" in text: return "it has no tokenizer that can be read. Save the model's tokenizer into the same folder (`tokenizer.save_pretrained`)."
     if "trust_remote_code" in text: return "it needs code of its authors, and none is run. Take a model whose architecture is part of transformers."
+    if "ignore_mismatched_sizes" in text: return "its weights have other sizes than its config.json says. They belong to different models; fetch both again."
+    if "does not recognize this architecture" in text: return f"the installed transformers does not know its architecture ({text.partition('`')[2].partition('`')[0]}). Take another model, or a newer transformers that knows it."
+    if "Unrecognized configuration class" in text: return "it is no language model that writes text. Take a causal language model."
+    if "not a valid JSON file" in text: return "its config.json is not JSON. Fetch or copy it again."
+    if "JSONDecodeError" in {type(e).__name__ for e in causes}: return f"a JSON file of it is damaged, perhaps tokenizer.json ({text}). Fetch or copy it again."
     return f"{text.splitlines()[0].rstrip('.')}. Is it a folder here, or the exact name of a model on the hub? A private or gated one needs HF_TOKEN."
 
-# %% ../nbs/03_models.ipynb #d32dfc3d
+# %% ../nbs/03_models.ipynb #b38c6888
 def pretrained(
     name:str, # Folder or hub name
     revision:str|None, # As in `load_lm`
@@ -250,8 +269,12 @@ def pretrained(
     from transformers import AutoModelForCausalLM, AutoTokenizer
     source = dict(pretrained_model_name_or_path=name, revision=revision, token=token, trust_remote_code=False)
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
-    try: return AutoTokenizer.from_pretrained(**source), AutoModelForCausalLM.from_pretrained(**source, use_safetensors=True, **how)
-    except (OSError, ValueError, SafetensorError) as e: raise ValueError(f"{name} cannot be loaded: {why_not(name, e)}") from None
+    try: tokenizer, (model, found) = AutoTokenizer.from_pretrained(**source), AutoModelForCausalLM.from_pretrained(**source, use_safetensors=True, output_loading_info=True, **how)
+    except torch.OutOfMemoryError: raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as e: raise ValueError(f"{name} cannot be loaded: {why_not(name, e)}") from None
+    lacking = sorted(found["missing_keys"])
+    if lacking: raise ValueError(f"{name} cannot be loaded: its weights lack {lacking[0]} ({len(lacking)} tensor{'s' * (len(lacking) > 1)} in all). Fetch or copy them again.")
+    return tokenizer, model
 
 # %% ../nbs/03_models.ipynb #c5cbdd9a
 def settle(
@@ -275,7 +298,7 @@ def commit(
     from huggingface_hub import hf_hub_download
     return Path(hf_hub_download(name, "config.json", revision=revision, token=hub_token())).parent.name
 
-# %% ../nbs/03_models.ipynb #ef18f7e8
+# %% ../nbs/03_models.ipynb #4fe0e1a1
 def load_lm(
     name:str|Path, # A hub name, a folder, or "tiny" for the model that comes with this package
     dtype:str="auto", # "float32", "float16", "bfloat16", or "auto" = what fits the device
@@ -284,12 +307,14 @@ def load_lm(
     revision:str|None=None, # Commit or branch on the hub
 )->LM:
     "Load a causal language model from safetensors."
-    device = device or best_device()
+    if not str(name): raise ValueError("the model has no name: give a folder, a name on the hub, or 'tiny'.")
+    device = check_device(device or best_device())
     check_precision(dtype, quantization)
     dtype = best_dtype(device) if dtype == "auto" else getattr(torch, dtype)
     folder = tiny_path("policy") if str(name) == "tiny" else Path(name)
     local = folder.is_dir()
     if local: check_folder(folder)
+    elif folder.is_file(): raise ValueError(f"{folder} is a file: a model is a folder with config.json and *.safetensors, as `save_pretrained` writes it, or a name on the hub. GGUF files are not read.")
     with short_bars(local):
         tokenizer, model = pretrained(str(folder) if local else str(name), revision, None if local else hub_token(),
                                       dtype=dtype, device_map={"": device}, **({"quantization_config": nf4(dtype)} if quantization else {}))
@@ -299,3 +324,213 @@ def load_lm(
     lm = LM(model.eval(), tokenizer, str(name), weights=weights)
     lm.settings["quantization"] = settle(model, dtype)
     return lm
+
+# %% ../nbs/03_models.ipynb #c9dbf950
+def check_url(
+    url:str, # As a person gives it
+)->str: # As requests need it
+    "The address of a server, or why it cannot be one."
+    if any(c in url for c in "@?#"): raise ValueError("the address of a server must hold no password, key or query, because it is shown in errors. Give the key as OPENAI_API_KEY, and the address alone, as in http://localhost:8000.")
+    try: parts = urlsplit(url.strip()); parts.port
+    except ValueError as e: raise ValueError(f"{url!r} is no address of a server: {e}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname: raise ValueError(f"the address of a server begins with http:// or https://, as in http://localhost:8000; found {url!r}")
+    path = parts.path.rstrip("/").removesuffix("/chat/completions")
+    return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
+
+# %% ../nbs/03_models.ipynb #2185405e
+def api_key()->str|None: # `None` = there is none
+    "OPENAI_API_KEY of the environment, or of the secrets of Colab or Kaggle."
+    if key := os.environ.get("OPENAI_API_KEY"): return key
+    try: from google.colab import userdata; return userdata.get("OPENAI_API_KEY")
+    except Exception: pass
+    try: from kaggle_secrets import UserSecretsClient; return UserSecretsClient().get_secret("OPENAI_API_KEY")
+    except Exception: return None
+
+# %% ../nbs/03_models.ipynb #2b2182c2
+class Endpoint:
+    "A model behind an OpenAI-compatible server."
+    def __init__(self,
+        url:str, # Of the server, as in "http://localhost:8000"
+        model:str, # What the server calls the model
+        key:str|None=None, # For the server; `None` = as `api_key` finds it
+        concurrency:int=16, # Requests under way at a time
+        timeout:float=300., # Seconds after which a request counts as failed
+        patience:float=300., # Seconds that a server which is busy or away is waited for, from the first failure on
+    ):
+        self.url, self.name, self.concurrency, self.timeout, self.patience = check_url(url), model, concurrency, timeout, patience
+        self._key, self._limit = (key or api_key() or "").strip(), "max_tokens"
+        if concurrency < 1: raise ValueError(f"concurrency must be at least 1; found {concurrency}")
+        if not timeout > 0 or not patience >= 0: raise ValueError(f"timeout must be above 0 and patience 0 or more, in seconds; found {timeout} and {patience}")
+        if not (self._key.isascii() and self._key.isprintable()): raise ValueError("the key for the server has a character that no key has. Copy it again.")
+        self.settings = dict(model=model, endpoint=True)
+
+    def __repr__(self): return f"Endpoint({self.url!r}, {self.name!r})"
+
+# %% ../nbs/03_models.ipynb #598cd607
+class Answer(NamedTuple):
+    "What a server wrote."
+    text:str
+    n_tokens:int # Tokens that were generated
+    finished:bool # Ended by itself (True), or cut at the limit (False)
+
+class _Message(msgspec.Struct): content:str|None = None; refusal:str|None = None
+class _Choice(msgspec.Struct): message:_Message; finish_reason:str|None = None
+class _Usage(msgspec.Struct): completion_tokens:Annotated[int, msgspec.Meta(ge=0)]
+class _Completion(msgspec.Struct): choices:Annotated[list[_Choice], msgspec.Meta(min_length=1)]; usage:_Usage
+class _Model(msgspec.Struct): id:str
+class _Models(msgspec.Struct): data:list[_Model]
+
+# %% ../nbs/03_models.ipynb #846b874d
+def whole_characters(
+    text:str, # From a server
+)->str: # The same, if every character is whole
+    "Replace each half of a character."
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+def read_answer(
+    content:bytes, # Of a completed request
+)->Answer|str: # What was written, or the reason why nothing was
+    "Read an answer; an error if it is none of an OpenAI-compatible server."
+    completion = msgspec.convert(json.loads(content), _Completion)
+    message, how = completion.choices[0].message, completion.choices[0].finish_reason
+    if how not in ("stop", "length"): return f"it ended with {how!r}, where 'stop' or 'length' was expected"
+    if message.content is None:
+        return whole_characters(message.refusal or ("it was cut before its text began. A model that thinks first needs more max_new_tokens" if how == "length" else "it has no text"))
+    return Answer(whole_characters(message.content), completion.usage.completion_tokens, how == "stop")
+
+# %% ../nbs/03_models.ipynb #264fa2d8
+def asked_wait(
+    header:str|None, # `Retry-After`: seconds, or a date
+)->float: # Seconds; 0 = none are asked for
+    "How long a server asks to be left alone."
+    try: return float(header or 0)
+    except ValueError: pass
+    try: return parsedate_to_datetime(header).timestamp() - time.time()
+    except ValueError: return 0.
+
+def passes(
+    error, # `APIStatusError` or `APIConnectionError` of `openai`
+)->bool: # No, if the same request would be refused again
+    "Whether a failure may be over in a while."
+    status = getattr(error, "status_code", None) # A connection that failed has none
+    return status is None or (status in (408, 409, 429) or status >= 500) and error.response.headers.get("x-should-retry") != "false"
+
+# %% ../nbs/03_models.ipynb #9e4a3a33
+@patch
+def _said(self:Endpoint, error)->str:
+    body = getattr(error, "body", None) or error.__cause__ or error
+    text = next((str(body[k]) for k in ("message", "detail") if k in body), str(body)) if isinstance(body, dict) else str(body)
+    text = " ".join(whole_characters(text).split()).rstrip(".")
+    return f"{text.replace(self._key, '…') if self._key else text:.300}"
+
+@patch
+def _why(self:Endpoint, error)->str:
+    "What an error of `openai` means, and what to do."
+    status, said = getattr(error, "status_code", None), self._said(error)
+    if type(error).__name__ == "APITimeoutError": return f"{self.url} gave no answer within {self.timeout:g} s. If it is only slow, lower concurrency, or raise timeout."
+    if status is None: return f"{self.url} cannot be reached ({said}). Is the server running, and is this its address?"
+    if status in (401, 403): return f"{self.url} refuses the {'key' if self._key else 'request without a key'} ({status}: {said}). Set OPENAI_API_KEY to a key of this server, in the environment or as a secret of Colab or Kaggle."
+    if status == 404: return f"{self.url} does not know this request ({status}: {said}). Is it the address of an OpenAI-compatible server? Most end in /v1."
+    if status == 429: return f"{self.url} takes no more requests ({status}: {said}). Lower concurrency, raise patience, or see what the account still allows."
+    if status >= 500: return f"{self.url} has failed ({status}: {said}). The server's own log says why."
+    return f"{self.url} refuses the request ({status}: {said})."
+
+# %% ../nbs/03_models.ipynb #ed80e876
+@patch
+def _client(self:Endpoint, kind, timeout=None): return kind(base_url=self.url, api_key=self._key or "none", timeout=timeout or self.timeout, max_retries=0)
+
+@patch
+async def _post(self:Endpoint, client, request)->bytes:
+    "One request, repeated while there is hope."
+    from openai import APIConnectionError, APIStatusError
+    began, tries = None, 0
+    while True:
+        try: return (await client.chat.completions.with_raw_response.create(**request)).content
+        except (APIConnectionError, APIStatusError) as e:
+            if not passes(e): raise
+            began, tries = began or time.monotonic(), tries + 1
+            headers, waited = getattr(getattr(e, "response", None), "headers", {}), time.monotonic() - began
+            wait = max(.5 * 2**min(tries - 1, 4) * random.uniform(.75, 1), asked_wait(headers.get("retry-after")))
+            if waited + wait > self.patience: raise ValueError(f"{self._why(e)} It was asked {tries} times in {waited:.0f} s; the next try would be in {wait:.0f} s, and patience is {self.patience:g} s.") from None
+        await asyncio.sleep(wait)
+
+# %% ../nbs/03_models.ipynb #b1bcd262
+@patch
+async def _ask(self:Endpoint, client, messages, seed, temperature, top_p, max_new_tokens, top_k=0)->Answer|str:
+    from openai import APIStatusError
+    request = dict(model=self.name, messages=messages, seed=seed, temperature=temperature, top_p=top_p, extra_body={"top_k": top_k} if top_k else None)
+    limit = self._limit
+    try: content = await self._post(client, request | {limit: max_new_tokens})
+    except APIStatusError as e:
+        if (e.code, e.param) == ("unsupported_parameter", "max_tokens") and limit == "max_tokens":
+            self._limit = "max_completion_tokens"
+            return await self._ask(client, messages, seed, temperature, top_p, max_new_tokens, top_k)
+        if e.status_code in (400, 413, 422): return f"the server refuses the request ({e.status_code}: {self._said(e)})"
+        raise ValueError(self._why(e)) from None
+    try: return read_answer(content)
+    except ValueError as e: raise ValueError(f"{self.url} does not answer as an OpenAI-compatible server does: {e}. Its answer begins with {content[:60]!r}.") from None
+
+# %% ../nbs/03_models.ipynb #0a3bb959
+def run_apart(
+    work, # `() -> coroutine`
+):
+    "Run a coroutine in a thread of its own, and wait for its end."
+    loop, over, failed = asyncio.new_event_loop(), Event(), []
+    def run():
+        try:
+            with asyncio.Runner(loop_factory=lambda: loop) as runner: runner.run(work())
+        except BaseException as e: failed.append(e)
+        finally: over.set()
+    def cancel():
+        for task in asyncio.all_tasks(loop): task.cancel()
+    Thread(target=run, daemon=True).start()
+    try:
+        while not over.wait(.1): pass
+    except BaseException:
+        if not loop.is_closed(): loop.call_soon_threadsafe(cancel)
+        over.wait(); raise
+    if failed: raise failed[0]
+
+# %% ../nbs/03_models.ipynb #593cd55a
+@patch
+def ask_each(self:Endpoint,
+    requests, # Of `(key, messages, seed)`
+    keep, # `(key, answer) -> None`, called as each answer arrives: an `Answer`, or the reason why there is none
+    **sampling, # temperature, top_p, max_new_tokens, and top_k if it is wished
+):
+    "Send all requests, `concurrency` at a time."
+    from openai import AsyncOpenAI
+    requests = iter(requests)
+    async def work(client):
+        for key, messages, seed in requests: keep(key, await self._ask(client, messages, seed, **sampling))
+    async def everybody():
+        try:
+            async with self._client(AsyncOpenAI) as client, asyncio.TaskGroup() as group:
+                for _ in range(self.concurrency): group.create_task(work(client))
+        except BaseExceptionGroup as e: raise e.exceptions[0] from None
+    run_apart(everybody)
+
+# %% ../nbs/03_models.ipynb #d6f0bbcc
+@patch
+def models(self:Endpoint)->list[str]:
+    "The names of the models that the server offers."
+    from openai import APIConnectionError, APIStatusError, OpenAI
+    with self._client(OpenAI, min(self.timeout, 20)) as client:
+        try: content = client.models.with_raw_response.list().content
+        except (APIConnectionError, APIStatusError) as e: raise ValueError(self._why(e)) from None
+    try: return [m.id for m in msgspec.convert(json.loads(content), _Models).data]
+    except ValueError as e: raise ValueError(f"{self.url} does not list its models as an OpenAI-compatible server does: {e}. Is the address right? Most end in /v1.") from None
+
+@patch
+def check(self:Endpoint):
+    "Refuse a server that is not there, does not take the key, or does not serve the model."
+    from openai import APIConnectionError, APIStatusError, OpenAI
+    if self.name in (offered := self.models()): return
+    listed = f"It offers {len(offered)} models: {', '.join(sorted(offered)[:20])}{' …' if len(offered) > 20 else ''}." if offered else "It lists no model."
+    with self._client(OpenAI) as client:
+        try: client.chat.completions.with_raw_response.create(model=self.name, messages=[{"role": "user", "content": "Hi"}], max_tokens=1)
+        except APIStatusError as e:
+            if e.status_code in (400, 404, 422): raise ValueError(f"{self.url} does not serve {self.name!r} ({e.status_code}: {self._said(e)}). {listed}") from None
+            raise ValueError(self._why(e)) from None
+        except APIConnectionError as e: raise ValueError(self._why(e)) from None
+    if offered: warnings.warn(f"{self.url} answers to {self.name!r}, though it does not list that name. {listed} The records will say {self.name!r}.")

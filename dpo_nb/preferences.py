@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['RULES', 'CHUNK', 'all_pairs', 'best_rest', 'best_worst', 'same_text', 'merge_copies', 'fate', 'preference_row',
            'preference_features', 'pairs_of', 'as_columns', 'Pairs', 'digest_of', 'pair_settings', 'make_pairs',
-           'read_settings', 'check_pairs', 'save_pairs', 'load_pairs', 'as_messages', 'load_preferences']
+           'read_settings', 'check_pairs', 'save_pairs', 'read_whole', 'load_pairs', 'as_messages', 'pair_rows',
+           'load_preferences']
 
-# %% ../nbs/10_preferences.ipynb #e1befa03
+# %% ../nbs/10_preferences.ipynb #30cddb31
 import hashlib, json, os
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from statistics import mean
 
@@ -184,7 +186,7 @@ def pair_settings(
                 responses=digest_of([r.instruction_id, r.index, r.text, r.finished] for r in by_key(responses)),
                 rankings=digest_of([r.instruction_id, str(r.scores)] for r in by_key(rankings)))
 
-# %% ../nbs/10_preferences.ipynb #b11b801a
+# %% ../nbs/10_preferences.ipynb #33d56a71
 def make_pairs(
     instructions:list[Instruction], # What was asked
     responses:list[Response], # All responses
@@ -198,7 +200,8 @@ def make_pairs(
     from datasets import Dataset
     from pyarrow import concat_tables
     if rule not in RULES: raise ValueError(f"unknown rule {rule!r}: expected one of {', '.join(RULES)}")
-    if not margin >= 0: raise ValueError(f"margin is {margin}: expected 0 or more, in points of the judge's score")
+    if not isinstance(margin, Real) or not margin >= 0: raise ValueError(f"margin is {margin!r}: expected a number, 0 or more, in points of the judge's score")
+    if not responses: raise ValueError("there are no responses to make pairs of. Run the stage that writes them first.")
     ranked, parts = {}, []
     for r in rankings:
         if r.instruction_id in ranked:
@@ -207,11 +210,14 @@ def make_pairs(
     stray = ranked.keys() - {i.id for i in instructions}
     if stray: raise ValueError(f"{len(stray)} rankings belong to no instruction of this list (the first is of {min(stray)}). Give the instructions that were ranked.")
     groups = group_responses(instructions, responses)
-    for k in range(0, len(groups) or 1, CHUNK):
+    for k in range(0, len(groups), CHUNK):
         parts.append(as_columns([pairs_of(i, rs, ranked.get(i.id), RULES[rule], margin, allow_cut) for i, rs in groups[k:k + CHUNK]]))
     table, fates = concat_tables([pairs for pairs, _ in parts]), pd.concat([fates for _, fates in parts], ignore_index=True)
-    if not len(table): raise ValueError(f"no pairs. What became of the {len(fates)} responses: {fates.fate.value_counts().to_dict()}. Sample more or longer responses, lower the margin, or allow cut ones.")
-    return Pairs(Dataset(table), fates, pair_settings(responses, rankings, rule, margin, allow_cut))
+    if not len(table):
+        told = ", ".join(f"{n} {word}" for word, n in fates.fate.value_counts().items())
+        raise ValueError(f"no pairs. What became of the {len(fates)} responses: {told}. Sample more responses (a pair needs two) or longer ones, lower the margin, or allow cut ones.")
+    settings = pair_settings(responses, rankings, rule, margin, allow_cut)
+    return Pairs(Dataset(table, fingerprint=digest(settings)), fates, settings)
 
 # %% ../nbs/10_preferences.ipynb #1a177696
 def read_settings(
@@ -249,23 +255,36 @@ def save_pairs(
     write_whole(folder/"fates.csv", (pairs.fates[k:k + CHUNK].to_csv(index=False, header=k == 0) for k in range(0, len(pairs.fates), CHUNK)))
     return folder
 
-# %% ../nbs/10_preferences.ipynb #846e9d1a
+# %% ../nbs/10_preferences.ipynb #16b30193
+def read_whole(
+    read, # Reads a file with pyarrow
+    path:Path, # The file, in a folder of pairs
+): # What `read` gives
+    "What a file of pairs holds, or that it is damaged."
+    from pyarrow import ArrowException
+    try: return read(path)
+    except (ArrowException, ValueError, OSError) as e:
+        if getattr(e, "errno", None): raise # Not the file, but the way to it
+        raise ValueError(f"{path} is damaged, or something else wrote it. Use another folder, or remove this one and make the pairs again.") from None
+
+# %% ../nbs/10_preferences.ipynb #4aa67818
 def load_pairs(
     folder:str|Path, # As written by `save_pairs`
 )->Pairs:
     "Read pairs and fates back."
-    import pandas as pd
     from datasets import Dataset
-    from pyarrow import parquet
+    from pyarrow import csv, parquet
     folder = Path(folder)
     missing = [n for n in ("pairs.parquet", "pairs.jsonl", "fates.csv") if not (folder/n).exists()]
     if missing: raise ValueError(f"{folder} has no {' and no '.join(missing)}. Give the folder that `save_pairs` wrote.")
     features = preference_features()
-    table = parquet.read_table(folder/"pairs.parquet", columns=[*features]).cast(features.arrow_schema)
-    fates = pd.read_csv(folder/"fates.csv", dtype={"instruction_id": str, "score": str}).astype({"score": float})
-    return Pairs(Dataset(table), fates, read_settings(folder))
+    table = read_whole(lambda file: parquet.read_table(file, columns=[*features]).cast(features.arrow_schema), folder/"pairs.parquet")
+    types = dict(instruction_id="string", index="int64", score="float64", fate="string")
+    fates = read_whole(lambda file: csv.read_csv(file, convert_options=csv.ConvertOptions(column_types=types, include_columns=[*types])).to_pandas(), folder/"fates.csv")
+    settings = read_settings(folder)
+    return Pairs(Dataset(table, fingerprint=digest(settings)), fates, settings)
 
-# %% ../nbs/10_preferences.ipynb #4e138bbe
+# %% ../nbs/10_preferences.ipynb #e7f68818
 def as_messages(
     row:dict, # `chosen`, `rejected`, and `prompt` unless it stands in both of them
     where:str="this row", # For the error
@@ -276,31 +295,45 @@ def as_messages(
     prompt, chosen, rejected = said("user", "prompt"), said("assistant", "chosen"), said("assistant", "rejected")
     if isinstance(chosen, list) and isinstance(rejected, list) and len(chosen) > 1:
         same = next((n for n, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected)) - 1)
-        prompt, chosen, rejected = chosen[:same], chosen[same:], rejected[same:]
+        if same: prompt, chosen, rejected = chosen[:same], chosen[same:], rejected[same:]
     pair = dict(prompt=prompt, chosen=chosen, rejected=rejected)
     for column, messages in pair.items():
-        if not messages: raise ValueError(f"{where} has no `{column}` (its columns: {', '.join(row)}). A pair is `prompt`, `chosen` and `rejected`, as texts or as messages.")
+        if not messages and column in row: raise ValueError(f"{where}: `{column}` is empty. Correct the row, or remove it.")
+        if not messages: raise ValueError(f"{where} has no `{column}` (its columns: {', '.join(row)}). A pair is `prompt`, `chosen` and `rejected`, as texts or as messages: name the columns so.")
         try: clean = clean_messages(messages, column)
         except ValueError as e: raise ValueError(f"{where}: {e}. Correct the row, or remove it.") from None
         roles = [m["role"] for m in clean]
         if column == "prompt": pair["prompt"] = clean
+        if column == "prompt" and clean and not clean[-1]["content"]: raise ValueError(f"{where}: `prompt` is empty. Correct the row, or remove it.")
         if column == "prompt" and roles[-1:] != ["user"]: raise ValueError(f"{where}: `prompt` must end with the user's turn; its turns are {', '.join(roles) or 'empty'}. Correct the row, or remove it.")
         if column != "prompt" and roles != ["assistant"]: raise ValueError(f"{where}: `{column}` must be one message of the assistant; its turns are {', '.join(roles)}. Earlier turns belong to `prompt`.")
     return row | pair
 
-# %% ../nbs/10_preferences.ipynb #26ad00d2
+# %% ../nbs/10_preferences.ipynb #158f7b01
+def pair_rows(
+    path:Path, # A .jsonl, .json, .csv or .parquet file
+): # Yields the place and the row
+    "The rows of a file of pairs."
+    import pyarrow as pa
+    from pyarrow import parquet
+    if path.suffix in (".jsonl", ".json", ".csv"): yield from read_file(path); return
+    if path.suffix != ".parquet": raise ValueError(f"{path} is no file of preference pairs: expected .jsonl, .json, .csv or .parquet, with `prompt`, `chosen` and `rejected`.")
+    try: table = parquet.read_table(path)
+    except (pa.ArrowException, OSError) as e:
+        if getattr(e, "errno", None): raise
+        raise ValueError(f"{path} is no parquet file, or only a part of one. Save the table again.") from None
+    yield from ((f"row {n}", row) for n, row in enumerate((row for some in table.to_batches(CHUNK) for row in some.to_pylist()), 1))
+
+# %% ../nbs/10_preferences.ipynb #97c47f77
 def load_preferences(
     source:str|Path, # A folder of `save_pairs`, a .jsonl, .json, .csv or .parquet file, or a data set: "owner/name:split", "folder:split"
 ): # `datasets.Dataset`, or a list of rows
     "Preference pairs from anywhere."
-    from datasets import Dataset
-    from datasets.exceptions import DatasetsError
-    path = Path(source)
+    ways = "Pairs come as a folder of `save_pairs` or dpo_pairs, a .jsonl, .json, .csv or .parquet file with `prompt`, `chosen` and `rejected`, or a data set as 'owner/name:split'."
+    path, name = Path(source), Path(str(source).rsplit(":", 1)[0])
     if (path/"settings.json").is_file() or (path/"pairs.parquet").is_file(): return load_pairs(path).dataset
-    if path.suffix in (".jsonl", ".json", ".csv") and path.is_file(): rows = read_file(path)
-    elif path.is_file() and path.suffix != ".parquet": raise ValueError(f"{source} is no file of preference pairs: expected .jsonl, .json, .csv or .parquet, with `prompt`, `chosen` and `rejected`.")
-    else:
-        try: table = Dataset.from_parquet(str(path)) if path.is_file() else open_dataset(str(source))
-        except (ValueError, OSError, DatasetsError) as e: raise ValueError(f"{source} cannot be read as preference pairs: {' '.join(str(e).split())} Pairs come as a folder of `save_pairs` or dpo_pairs, a .jsonl, .json or .parquet file, or a data set as 'owner/name:split'.") from None
-        rows = [(f"row {n}", row) for n, row in enumerate(table, 1)]
-    return [as_messages(row, f"{source}, {place}") for place, row in rows]
+    if path.is_file(): return [as_messages(row, f"{source}, {place}") for place, row in pair_rows(path)]
+    if not path.is_dir() and not name.is_dir() and (path.suffix in (".jsonl", ".json", ".csv", ".parquet") or "/" not in str(source)): raise ValueError(f"there is no file or folder {source}. {ways}")
+    try: table = open_dataset(str(source))
+    except ValueError as e: raise ValueError(f"{e} {ways}") from None
+    return [as_messages(row, f"{source}, row {n}") for n, row in enumerate(table, 1)]

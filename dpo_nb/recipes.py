@@ -50,11 +50,12 @@ def check_judge(
     elif all(Oracle().points(i, "") is None for i in instructions):
         raise ValueError(f"the oracle knows the tiny world only, and none of these {len(instructions)} instructions is of it. Give another judge or evaluator, such as llm-blender/PairRM.")
 
-# %% ../nbs/16_recipes.ipynb #ccca9642
+# %% ../nbs/16_recipes.ipynb #eee9380a
 def check_recipe(
     r:Recipe, # What is to be run
 ):
     "Refuse settings that cannot be meant."
+    if not r.model: raise ValueError("the recipe names no model. Give a folder, a name on the hub, or 'tiny'.")
     check_sampling(r.responses_per_instruction, r.temperature, r.top_p, 0, r.max_new_tokens, r.generation_batch)
     check_precision(r.dtype, r.quantization)
     check_fields(r.dpo); check_reference(r.reference)
@@ -159,7 +160,7 @@ def ranking_stage(
     set_threads(r)
     with alone(folder): return load_judge(r.judge).rank(train, responses, folder/"rankings.jsonl")
 
-# %% ../nbs/16_recipes.ipynb #403f66a9
+# %% ../nbs/16_recipes.ipynb #517558dc
 def pair_stage(
     r:Recipe, # Rule, margin, whether cut responses may be chosen
     folder:Path, # Keeps `pairs/`
@@ -168,9 +169,10 @@ def pair_stage(
     rankings:list[Ranking], # Of these responses
 )->Pairs:
     "Rankings → pairs."
-    pairs = make_pairs(train, responses, rankings, rule=r.pairs, margin=r.margin, allow_cut=r.allow_cut)
-    with alone(folder): save_pairs(pairs, folder/"pairs")
-    return pairs
+    with alone(folder):
+        pairs = make_pairs(train, responses, rankings, rule=r.pairs, margin=r.margin, allow_cut=r.allow_cut)
+        save_pairs(pairs, folder/"pairs")
+        return pairs
 
 def training_stage(
     r:Recipe, # The hyper-parameters

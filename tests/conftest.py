@@ -1,12 +1,16 @@
 "Settings of the test run."
-import os, signal, subprocess, sys, time
+import ctypes, io, os, select, shutil, signal, struct, subprocess, sys, time
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Condition, Thread
 
 import pytest
+from filelock import FileLock
 
-os.environ["HF_HUB_OFFLINE"] = "1" # no test needs the hub
+os.environ |= dict(HF_HUB_OFFLINE="1", TQDM_DISABLE="1") # No test needs the hub, nor anybody to look at bars
+from dpo_nb import cli # A light import: the libraries come with the first script
+
 ROOT = Path(__file__).parents[1]
 
 def pytest_addoption(parser): parser.addoption("--full", action="store_true", help="also the long runs")
@@ -18,14 +22,113 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "full" in item.keywords: item.add_marker(pytest.mark.skip(reason="runs with --full"))
 
-def kill_when(process, reached, how=signal.SIGKILL, seconds=300):
-    "Send a process a signal the moment that something is reached, and wait for its end."
+def pytest_terminal_summary(terminalreporter):
+    found = [p for kind in ("passed", "failed") for report in terminalreporter.getreports(kind) for name, p in report.user_properties if name == "kills"]
+    total = {k: sum(p.get(k, 0) for p in found) for k in ("kills", "rows kept", "rows lost", "rows doubled", "runs", "runs unequal")}
+    if found: terminalreporter.write_line(", ".join(f"{n:,} {name}" for name, n in total.items()))
+
+# The small run that is killed, starved of room and asked for twice
+
+SCRIPTS = "dpo_generate", "dpo_rank", "dpo_pairs", "dpo_train", "dpo_evaluate"
+
+def flags(script, run):
+    "What a script is given for the small run: seconds of work, in many small steps."
+    small = "--num_instructions", 10, "--generation_batch", 2
+    train = "--num_epochs", 1, "--dpo", '{"save_steps": 2}'
+    more = dict(dpo_generate=small, dpo_train=train, dpo_evaluate=("--adapter", f"tuned={run}/adapter", "--num_test_instructions", 10, "--output_file", f"{run}/evaluation.csv"),
+                dpo_demo=(*small, *train, "--num_test_instructions", 10))
+    return [str(a) for a in ("--recipe", "tiny", *(() if script == "dpo_evaluate" else ("--output_dir", run)), *more.get(script, ()))]
+
+def start(script, *args, **how):
+    "A script in a process group of its own that hears Ctrl-C (a shell's background jobs do not, and their children neither)."
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([Path(sys.executable).parent/script, *map(str, args)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listen, **how)
+
+def signal_when(process, reached, number, seconds=300):
+    "Send a process a signal the moment that something is reached."
     deadline = time.monotonic() + seconds
     while not reached():
-        assert process.poll() is None and time.monotonic() < deadline, "the process ended before it could be killed"
+        assert process.poll() is None and time.monotonic() < deadline, "the process ended before the signal"
         time.sleep(.002)
-    process.send_signal(how)
+    process.send_signal(number)
+
+def kill_when(process, reached, number=signal.SIGKILL):
+    "The same, and wait for its end."
+    signal_when(process, reached, number)
     return process.wait()
+
+def call(script, *args):
+    "A script in this process: its exit code, and what it said to the error stream."
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as said:
+        try: getattr(cli, script)([*map(str, args)])
+        except SystemExit as e: return e.code, said.getvalue()
+    return 0, said.getvalue()
+
+def lines(path): return path.read_bytes().count(b"\n") if path.exists() else 0
+
+def kept(folder):
+    "All that a run's folder holds, but for its lock and its checkpoints, of which only the names count."
+    files = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.name != ".lock"}
+    return {name: p.read_bytes() if p.is_file() and "checkpoints" not in name else None for name, p in files.items() if name.count("/") < 2 or "checkpoints" not in name}
+
+def differ(a, b):
+    "What is not the same in two folders."
+    a, b = kept(a), kept(b)
+    return sorted(name for name in {*a, *b} if a.get(name, "") != b.get(name, ""))
+
+class Watch:
+    "Counts what happens in a folder while a block runs: a file is made, closed after writing, moved to its place, or removed (Linux's inotify)."
+    EVENTS, NEW_FOLDER = 0x100 | 0x8 | 0x80 | 0x200, 0x40000100
+    def __init__(self, folder): self.folder, self.seen, self.names, self.changed, self.over = Path(folder), 0, {}, Condition(), False
+    def __enter__(self):
+        self.libc = ctypes.CDLL(None)
+        self.fd = self.libc.inotify_init1(0)
+        assert self.fd >= 0, "this system has no inotify to spare"
+        self.add(self.folder)
+        self.thread = Thread(target=self.read, daemon=True); self.thread.start()
+        return self
+    def __exit__(self, *_): self.over = True; self.thread.join(); os.close(self.fd)
+    def add(self, folder):
+        self.names[self.libc.inotify_add_watch(self.fd, os.fsencode(folder), self.EVENTS)] = folder
+        for f in folder.iterdir():
+            if f.is_dir(): self.add(f)
+    def read(self):
+        while select.select([self.fd], [], [], 0 if self.over else .1)[0] or not self.over:
+            data = os.read(self.fd, 1 << 16) if select.select([self.fd], [], [], 0)[0] else b""
+            while data:
+                which, mask, _, size = struct.unpack("iIII", data[:16])
+                name, data = os.fsdecode(data[16:16 + size].rstrip(b"\0")), data[16 + size:]
+                if mask & self.NEW_FOLDER == self.NEW_FOLDER:
+                    with suppress(OSError): self.add(self.names[which]/name) # It may be gone already
+                with self.changed: self.seen += 1; self.changed.notify()
+    def wait(self, n, process):
+        "Until n things happened; `False` if the process ended before."
+        with self.changed:
+            while self.seen < n:
+                if process.poll() is not None: return False
+                self.changed.wait(.02)
+        return True
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory):
+    "script → its folder after an unbroken small run, the folder as the script found it, and how much happened in between. Made once for all test processes."
+    base = tmp_path_factory.getbasetemp()
+    shelf = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)/"unbroken"
+    shelf.mkdir(exist_ok=True)
+    lock = FileLock(shelf/"lock")
+    def run(script):
+        after, before = shelf/script, shelf/"nothing"
+        if script in SCRIPTS[1:]: before = run(SCRIPTS[SCRIPTS.index(script) - 1])[0]
+        with lock:
+            before.mkdir(exist_ok=True)
+            if not after.exists():
+                work = shelf/"work"
+                shutil.copytree(before, work)
+                with Watch(work) as watch: code, said = call(script, *flags(script, work))
+                assert code == 0, said
+                (shelf/f"{script}.events").write_text(str(watch.seen)); work.rename(after)
+        return after, before, int((shelf/f"{script}.events").read_text())
+    return run
 
 @pytest.fixture
 def python():

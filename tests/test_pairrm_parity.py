@@ -1,18 +1,15 @@
-"""PairRM against llm-blender 0.0.2, the package of its authors, on the same checkpoint: a random one in the exact form of the published two.
-
-llm-blender reads a checkpoint of transformers 4. On transformers 5 it takes four repairs to be a reference; with the first two alone it runs, and is wrong without a word.
-"""
+"PairRM against llm-blender 0.0.2, the package of its authors, on the same checkpoint: a random one in the exact form of the published two."
 import os, random
 from importlib.resources import files
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from dpo_nb.pairrm import MARKERS, PairRanker, PairRM, PairTokenizer, convert_spm, deberta_v3, save_pairrm, train_spm
+from dpo_nb.pairrm import MARKERS, PairRM
 from dpo_nb.records import Ranking
 from dpo_nb.tiny import TinyWorld
+from llm_blender_repaired import load_blender, reference_tokenizer, repaired, save_checkpoint
 
 QUESTIONS = (files("dpo_nb.data")/"questions.txt").read_text(encoding="utf-8").splitlines()
 UNICODE = ["Half a cup… ½ ™ and\u00a0no more", "Ｗｈｙ？　Ｂｅｃａｕｓｅ．", "naïve cafe\u0301 ﬁre Å ㎏ ①", "Well done 🎉👩‍🚀🇪🇺!", "漢字とかな 그리고 한글", "שלום مرحبا \u202eabc\u202c", "-----", "a\u200bb\ufeffc\x00d"]
@@ -48,54 +45,19 @@ def without_markers(text):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    "`PairRM`, and `base` in the place of microsoft/deberta-v3-large: its weights are in fp16 and do not matter, its spm.model does."
-    folder = tmp_path_factory.mktemp("checkpoints")
+    "`PairRM`, and `base` in the place of microsoft/deberta-v3-large."
     folded = "1⁄2 TM ... Why? Because. fire kg 1"
-    (folder/"base").mkdir()
-    spm = convert_spm(train_spm([*QUESTIONS, folded, *UNICODE, *(i.text for i in TinyWorld().instructions("train")[:500])], folder/"base"/"spm.model", vocab_size=2000))
-    torch.manual_seed(0)
-    config = deberta_v3(spm.get_vocab_size(), hidden_size=128, num_layers=2, intermediate_size=256)
-    config.initializer_range = .1
-    other, ranker = PairRanker(config).pretrained_model, PairRanker(config)
-    with torch.no_grad(): ranker.head_layer[4].weight.mul_(32) # So that scores are about 1, as PairRM's are
-    other.half().save_pretrained(folder/"base")
-    save_pairrm(folder/"PairRM", ranker, PairTokenizer(spm), hf=False)
-    return folder
-
-def reference_tokenizer(folder, **_):
-    "DeBERTa's tokenizer from its spm.model by transformers' converter, in a class that changes nothing of it; without markers, which llm-blender adds itself."
-    from tokenizers import AddedToken
-    from transformers import PreTrainedTokenizerFast
-    from transformers.convert_slow_tokenizer import DebertaV2Converter
-    slow = SimpleNamespace(vocab_file=f"{folder}/spm.model", split_by_punct=False, do_lower_case=False, convert_tokens_to_ids=["[PAD]", "[CLS]", "[SEP]"].index)
-    return PreTrainedTokenizerFast(tokenizer_object=DebertaV2Converter(slow).converted(), unk_token=AddedToken("[UNK]", special=True, normalized=True),
-                                   cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", mask_token="[MASK]")
+    texts = [*QUESTIONS, folded, *UNICODE, *(i.text for i in TinyWorld().instructions("train")[:500])]
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoints"), texts, hidden_size=128, num_layers=2)
 
 @pytest.fixture(scope="module")
 def llm_blender():
     "The package, with its four repairs."
     pytest.importorskip("dataclasses_json", reason="llm-blender is not installed")
-    import transformers.utils.hub
-    from huggingface_hub.constants import HF_HUB_CACHE
-    from transformers import PreTrainedTokenizerBase
-    with pytest.MonkeyPatch.context() as repair:
-        repair.setattr(transformers.utils.hub, "TRANSFORMERS_CACHE", HF_HUB_CACHE, raising=False) # 1: a name that is gone
-        repair.setattr(PreTrainedTokenizerBase, "batch_encode_plus", PreTrainedTokenizerBase.__call__, raising=False) # 2: a method that is gone
-        llm_blender = pytest.importorskip("llm_blender")
-        from llm_blender.blender import blender_utils
-        from llm_blender.pair_ranker import model_util
-        build = model_util.build_pretrained_model
-        repair.setattr(blender_utils, "build_tokenizer", reference_tokenizer) # 3: transformers 5 gives DeBERTa another normalization
-        repair.setattr(model_util, "build_pretrained_model", lambda *args, **kwargs: build(*args, dtype=torch.float32, **kwargs)) # 4: and takes the base model's fp16
-        yield llm_blender
+    with repaired() as llm_blender: yield llm_blender
 
 @pytest.fixture(scope="module")
-def blender(llm_blender, folder):
-    "llm-blender with the checkpoint in the form of `PairRM`."
-    blender = llm_blender.Blender()
-    blender.blender_config.use_tqdm = False
-    blender.loadranker(str(folder/"PairRM"), device="cpu", model_name=str(folder/"base"))
-    return blender
+def blender(llm_blender, folder): return load_blender(llm_blender, folder/"PairRM", folder/"base")
 
 @pytest.mark.filterwarnings("ignore:.*when decoding RankerConfig")
 def test_scores_and_ranks_are_llm_blenders(blender, folder):
@@ -103,7 +65,7 @@ def test_scores_and_ranks_are_llm_blenders(blender, folder):
     asked = list(cases())
     theirs = blender.rank([without_markers(s) for s, _ in asked], [[without_markers(t) for t in texts] for _, texts in asked], return_scores=True, batch_size=1)
     judge = PairRM.load(folder/"PairRM", device="cpu")
-    judged = [judge.judge(source, texts) for source, texts in asked]
+    judged = judge.judge_each(asked)
     ours = np.array([scores for scores, _ in judged])
     cut = sum(any(d["truncated"]) for _, d in judged), sum(d["source_truncated"] for _, d in judged)
     tied = sum(len(set(scores)) < 5 for scores in ours.tolist())
@@ -112,6 +74,7 @@ def test_scores_and_ranks_are_llm_blenders(blender, folder):
     assert len(asked) == 100 and min(*cut, tied) >= 2 and theirs.std() > .5
     assert abs(ours - theirs).max() < 1e-4
     assert [Ranking("", "", s).ranks for s in ours.tolist()] == get_ranks_from_scores(theirs).tolist()
+    for (source, texts), (scores, _) in list(zip(asked, judged))[::7]: np.testing.assert_allclose(judge.scores(source, texts), scores, atol=1e-5)
 
 @pytest.mark.parametrize("source, texts", [("Why?", ["It <|candidate1|> is.", "No."]), ("Why? <|source|>", ["It is.", "No."])])
 def test_llm_blender_cannot_read_a_marker(blender, folder, source, texts):

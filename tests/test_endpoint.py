@@ -1,0 +1,284 @@
+"Responses from a server: a real one, which is killed like its client, and small ones that fail in every way a server can."
+import asyncio, json, os, signal, socket, subprocess, sys, time, urllib.request, warnings
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from threading import Lock, Thread
+
+import pytest
+
+from conftest import ROOT, kill_when
+from dpo_nb.generate import Withheld, generate, withheld_file
+from dpo_nb.models import Endpoint, load_lm
+from dpo_nb.records import Instruction, Journal, Response, read_journal, read_records
+from dpo_nb.tiny import TinyWorld, tiny_path
+
+ASKED = TinyWorld().instructions("dev")[:24]
+HOW = dict(n=2, temperature=0, max_new_tokens=64)
+CLIENT = """
+import sys
+from dpo_nb.generate import generate
+from dpo_nb.models import Endpoint
+from dpo_nb.tiny import TinyWorld
+url, model, out = sys.argv[1:]
+generate(Endpoint(url, model, concurrency=4), TinyWorld().instructions("dev")[:24], out=out, n=2, temperature=0, max_new_tokens=64)
+"""
+
+def client(*args): return subprocess.Popen([sys.executable, "-c", CLIENT, *map(str, args)], cwd=ROOT, stderr=subprocess.DEVNULL)
+
+def rows(path): return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
+
+def free_port():
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); return s.getsockname()[1]
+
+class Served:
+    "`transformers serve` of the tiny model on this machine."
+    def __init__(self, home):
+        (home/"hub").mkdir(parents=True)
+        self.env, self.port, self.model = os.environ | dict(HF_HOME=str(home), HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1"), free_port(), str(tiny_path("policy"))
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def start(self):
+        serve = [Path(sys.executable).with_name("transformers"), "serve", self.model, "--device", "cpu", "--host", "127.0.0.1", "--port", str(self.port)]
+        self.process = subprocess.Popen(serve, env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def wait(self):
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, "the server did not start"
+            try: return urllib.request.urlopen(f"{self.url}/health").close()
+            except OSError: time.sleep(.2)
+        raise AssertionError("the server takes too long")
+
+    def kill(self): self.process.kill(); self.process.wait()
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    server = Served(tmp_path_factory.mktemp("home"))
+    server.start(); server.wait()
+    yield server
+    server.kill()
+
+def written(responses): return {r.key: (r.text, r.n_tokens, r.finished) for r in responses}
+
+@pytest.fixture(scope="module")
+def local(): return written(generate(load_lm("tiny", device="cpu"), ASKED, **HOW))
+
+def test_a_server_writes_what_the_model_writes_here(served, local, tmp_path):
+    responses = generate(Endpoint(served.url, served.model), ASKED, out=tmp_path/"responses.jsonl", **HOW)
+    assert [r.key for r in responses] == [(i.id, k) for i in ASKED for k in range(2)]
+    assert written(responses) == local
+    assert read_journal(tmp_path/"responses.jsonl", Response) == sorted(responses, key=lambda r: r.key)
+    with pytest.raises(ValueError, match="does not serve 'other' .*Server is pinned"): Endpoint(served.url, "other").check()
+
+def test_a_client_that_is_killed_goes_on(served, local, tmp_path):
+    out = tmp_path/"responses.jsonl"
+    assert kill_when(client(served.url, served.model, out), lambda: rows(out) >= 10) == -signal.SIGKILL
+    kept = Journal(out, Response).rows
+    assert 10 <= len(kept) < 48 and kept.keys() <= local.keys()
+    with open(out, "ab") as f: f.write(b'{"instruction_id":"12')
+    generate(Endpoint(served.url, served.model), ASKED, out=out, **HOW)
+    there = read_journal(out, Response)
+    assert len(there) == 48 and written(there) == local
+    assert all(r == kept[r.key] for r in there if r.key in kept)
+
+def test_a_server_that_is_killed_is_waited_for(served, local, tmp_path):
+    out = tmp_path/"responses.jsonl"
+    waiting = client(served.url, served.model, out)
+    while rows(out) < 10: assert waiting.poll() is None; time.sleep(.002)
+    served.kill()
+    kept = rows(out)
+    served.start()
+    assert kept < 48 and waiting.poll() is None
+    served.wait()
+    assert waiting.wait(timeout=120) == 0
+    there = read_journal(out, Response)
+    assert len(there) == 48 and written(there) == local
+
+
+class Server(BaseHTTPRequestHandler):
+    "An OpenAI-compatible server that says what it is told, until a subclass has it fail."
+    protocol_version, models, lock = "HTTP/1.1", ["m"], Lock()
+    def __init_subclass__(cls): cls.bodies, cls.when = [], []
+    def log_message(self, *_): pass
+    def say(self, what, status=200, **headers):
+        content = what if isinstance(what, bytes) else json.dumps(what).encode()
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}.items(): self.send_header(name.replace("_", "-"), value)
+        self.end_headers(); self.wfile.write(content)
+    def do_GET(self): self.say(dict(data=[dict(id=m) for m in self.models])) if self.path == "/v1/models" else self.say(b"no such page", 404)
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path != "/v1/chat/completions": return self.say(b"no such page", 404)
+        with self.lock: self.bodies.append(body); self.when.append(time.monotonic()); k = len(self.bodies)
+        self.answer(body, k)
+    def answer(self, body, k): self.done(body["messages"][-1]["content"])
+    def done(self, text, how="stop", tokens=5, **message): self.say(dict(choices=[dict(message=dict(content=text, **message), finish_reason=how)], usage=dict(completion_tokens=tokens)))
+
+def fails(*first, then=None):
+    "A server whose first answers are these."
+    class Failing(Server):
+        def answer(self, body, k):
+            act = first[k - 1] if k <= len(first) else then
+            act(self) if act else super().answer(body, k)
+    return Failing
+
+def error(status, message="it is said why", **headers): return lambda self: self.say(dict(error=dict(message=message, type="t", param=None, code=None)), status, **headers)
+
+def drop(self):
+    self.send_response(200); self.send_header("Content-Length", "1000"); self.end_headers()
+    self.wfile.write(b'{"choices": [{"mess'); self.close_connection = True
+
+def stall(self): time.sleep(2)
+
+def ask(url, out=None, asked=ASKED[:6], model="m", n=1, max_new_tokens=64, **how): return generate(Endpoint(url, model, **how), asked, n=n, out=out, max_new_tokens=max_new_tokens)
+
+def refused(call, *parts):
+    "The message of an error, which has all these parts."
+    with pytest.raises(ValueError) as e: call()
+    for part in parts: assert part in str(e.value), str(e.value)
+    assert "\n" not in str(e.value)
+    return str(e.value)
+
+def test_before_the_run_begins(serve, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-top-secret")
+    class Nowhere(Server):
+        def do_GET(self): self.say(b"<html>not here</html>", 404)
+    class Page(Server):
+        def do_GET(self): self.say(b"<html>Welcome</html>", Content_Type="text/html")
+    class Locked(Server):
+        def do_GET(self): self.say(dict(error=dict(message=f"Incorrect API key provided: {self.headers['Authorization']}")), 401)
+    class Strict(Server):
+        models = ["llama3:latest", "mistral"]
+        def answer(self, body, k): self.say(dict(error=dict(message=f"The model `{body['model']}` does not exist.")), 404) if body["model"] not in self.models else super().answer(body, k)
+    out, began = tmp_path/"responses.jsonl", time.monotonic()
+    refused(lambda: ask(f"http://127.0.0.1:{free_port()}", out), "cannot be reached", "Is the server running", f"0 of 6 responses are in {out}")
+    refused(lambda: ask(serve(Nowhere)), "/v1 does not know this request (404", "Most end in /v1")
+    refused(lambda: ask(serve(Page)), "does not list its models as an OpenAI-compatible server does")
+    assert "sk-top-secret" not in refused(lambda: ask(serve(Locked)), "refuses the key (401: Incorrect API key provided: Bearer …). Set OPENAI_API_KEY")
+    refused(lambda: ask(f"{serve(Server)}/openai"), "/openai does not know this request (404: no such page)")
+    refused(lambda: ask(serve(Strict), model="llama3"), "does not serve 'llama3' (404: The model `llama3` does not exist)", "It offers 2 models: llama3:latest, mistral.")
+    assert time.monotonic() - began < 60 and len(ask(serve(Strict), model="mistral", n=2)) == 12
+    monkeypatch.delenv("OPENAI_API_KEY")
+    refused(lambda: ask(serve(Locked)), "refuses the request without a key (401")
+
+def test_a_server_that_lists_other_names_than_it_answers_to(serve):
+    with pytest.warns(UserWarning, match="answers to 'mine', though it does not list that name. It offers 1 models: m"): assert len(ask(serve(fails()), model="mine")) == 6
+
+@pytest.mark.parametrize("failure", [error(408), error(409), error(429), error(500), error(502), error(503), drop, stall], ids="408 409 429 500 502 503 dropped stalled".split())
+def test_what_passes_is_tried_again(serve, tmp_path, failure):
+    handler = fails(failure, failure)
+    responses = ask(serve(handler), tmp_path/"responses.jsonl", timeout=.5, patience=30, concurrency=1)
+    assert [r.text for r in responses] == [i.text for i in ASKED[:6]] and len(handler.bodies) == 8
+    assert handler.bodies[0] == handler.bodies[1] == handler.bodies[2] # The same request, its seed too
+    assert .37 < handler.when[1] - handler.when[0] < handler.when[2] - handler.when[1] + 2
+
+@pytest.mark.parametrize("after", [lambda: "1.5", lambda: formatdate(time.time() + 2.5, usegmt=True)], ids=["seconds", "date"])
+def test_retry_after_is_honoured(serve, after):
+    handler = fails(lambda self: error(429, Retry_After=after())(self))
+    assert len(ask(serve(handler), concurrency=1)) == 6
+    assert 1.4 < handler.when[1] - handler.when[0] < 4
+
+@pytest.mark.parametrize("failure, why", [
+    (error(429, "Rate limit reached"), "takes no more requests (429: Rate limit reached). Lower concurrency"), (error(500), "has failed (500: it is said why)"),
+    (drop, "cannot be reached"), (stall, "gave no answer within 0.3 s. If it is only slow, lower concurrency, or raise timeout"),
+    (error(429, Retry_After="3600"), "the next try would be in 3600 s, and patience is 1 s")], ids="429 500 dropped stalled hour".split())
+def test_what_does_not_pass_says_what_is_kept_and_goes_on(serve, tmp_path, failure, why):
+    out, ok = tmp_path/"responses.jsonl", lambda self: self.done("kept")
+    handler = fails(ok, ok, ok, then=failure)
+    began = time.monotonic()
+    refused(lambda: ask(serve(handler), out, concurrency=1, timeout=.3, patience=1), why, "It was asked", f"3 of 6 responses are in {out}; the same call goes on from there.")
+    assert time.monotonic() - began < 4
+    later = fails()
+    responses = ask(serve(later), out)
+    assert [r.text for r in responses] == ["kept"] * 3 + [i.text for i in ASKED[3:6]] and len(later.bodies) == 3
+
+@pytest.mark.parametrize("failure, why", [
+    (lambda self: self.say(b'{"choices": [{"message'), "does not answer as an OpenAI-compatible server does"), (lambda self: self.say(b"<html>Bad gateway</html>", Content_Type="text/html"), "b'<html>Bad gateway</html>'"),
+    (lambda self: self.say(b'\xff\xfe{"a"}'), "does not answer as an OpenAI-compatible server does"), (lambda self: self.say(dict(choices=[dict(message=dict(content="Hi"), finish_reason="stop")])), "missing required field `usage`"),
+    (lambda self: self.say(dict(choices=[dict(message=dict(content=["Hi"]), finish_reason="stop")], usage=dict(completion_tokens=1))), "Expected `str | null`, got `array`"),
+    (error(401, "the key has expired"), "refuses the request without a key (401: the key has expired)"), (error(404, "the model was unloaded"), "does not know this request (404: the model was unloaded)"),
+    (error(429, "You exceeded your current quota", x_should_retry="false"), "takes no more requests (429: You exceeded your current quota)")], ids="half html bytes usage content 401 404 quota".split())
+def test_what_never_passes_stops_at_once(serve, tmp_path, failure, why, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    handler, out = fails(lambda self: self.done("kept"), then=failure), tmp_path/"responses.jsonl"
+    refused(lambda: ask(serve(handler), out, concurrency=1), why, f"1 of 6 responses are in {out}")
+    assert len(handler.bodies) == 2 and len(Journal(out, Response).rows) == 1
+
+class Short(Server):
+    "A context of 1,000 characters."
+    def answer(self, body, k):
+        size = len(body["messages"][-1]["content"])
+        self.say(dict(error=dict(message=f"This model's maximum context length is 1000 tokens, but there are {size}.")), 400) if size > 1000 else super().answer(body, k)
+
+def test_a_prompt_that_is_too_long_costs_nothing_else(serve, tmp_path):
+    out, asked = tmp_path/"responses.jsonl", [Instruction.ask("Sort: " + "apple, " * 300), *ASKED]
+    with pytest.warns(UserWarning, match="withholds 2 responses, the latest to instruction .*'Sort: apple.*maximum context length is 1000.*responses_withheld.jsonl"): responses = ask(serve(Short), out, asked, n=2)
+    assert [r.key for r in responses] == [(i.id, k) for i in ASKED for k in range(2)]
+    missing = read_records(withheld_file(out), Withheld)
+    assert [w.key for w in missing] == [(asked[0].id, k) for k in range(2)] and "1000 tokens, but there are 210" in missing[0].reason
+    assert read_journal(out, Response) == sorted(responses, key=lambda r: r.key)
+    with warnings.catch_warnings(record=True) as said: # Nobody is there any more, and nothing is asked
+        warnings.simplefilter("always")
+        assert ask("http://127.0.0.1:1", out, asked, n=2) == responses and len(said) == 1
+    withheld_file(out).unlink()
+    handler = fails()
+    assert len(ask(serve(handler), out, asked, n=2)) == 50 and len(handler.bodies) == 2 and Journal(out, Response).complete
+
+def test_what_the_server_withholds_is_no_response(serve, tmp_path):
+    def several(self): self.say(dict(choices=[dict(message=dict(content=None, tool_calls=[{}]), finish_reason="tool_calls")], usage=dict(completion_tokens=9)))
+    out, withheld = tmp_path/"responses.jsonl", [lambda self: self.done("I wo", "content_filter"), lambda self: self.done(None), lambda self: self.done(None, "length"), several]
+    handler = fails(*withheld, lambda self: self.done("", tokens=1), lambda self: self.done("It is", "length"))
+    with pytest.warns(UserWarning, match="withholds 4 responses"): responses = ask(serve(handler), out, ASKED, n=2, concurrency=1)
+    assert len(responses) == 44 and [(r.text, r.n_tokens, r.finished) for r in responses[:3]] == [("", 1, True), ("It is", 5, False), (ASKED[3].text, 5, True)]
+    assert sorted(w.key for w in read_records(withheld_file(out), Withheld)) == sorted((i.id, k) for i in ASKED[:2] for k in range(2))
+
+def test_a_request_that_the_server_never_takes_stops_soon(serve, tmp_path):
+    handler, out = fails(then=error(400, "temperature must be 1")), tmp_path/"responses.jsonl"
+    refused(lambda: ask(serve(handler), out, ASKED, n=2), "withholds 20 responses", "(400: temperature must be 1)", f"0 of 48 responses are in {out}")
+    assert len(handler.bodies) < 48 and not withheld_file(out).exists()
+    refused(lambda: ask(serve(fails(then=error(400))), out=None, asked=ASKED[:2]), "withholds 2 responses")
+
+def test_the_limit_under_its_other_name(serve):
+    class Newer(Server):
+        def answer(self, body, k):
+            if "max_tokens" in body: return self.say(dict(error=dict(message="Use 'max_completion_tokens' instead.", param="max_tokens", code="unsupported_parameter")), 400)
+            self.done("It is", "length") if body["max_completion_tokens"] == 7 else self.say(b"", 500)
+    responses = ask(serve(Newer), asked=ASKED, n=3, max_new_tokens=7)
+    assert len(responses) == 72 and sum("max_tokens" in b for b in Newer.bodies) <= 16 and responses[0].sampling["max_new_tokens"] == 7
+
+def test_any_text_goes_through_the_journal(serve, tmp_path):
+    texts = ["\x00\x07\x1b[31m", "\u2028\u2029\x85\ufeff", '"\\\r\n\t', "😀 \U0010ffff", "half \ud83d of it", " \n"]
+    class Odd(Server):
+        def answer(self, body, k): self.done(texts[[i.text for i in ASKED].index(body["messages"][-1]["content"])])
+    out = tmp_path/"responses.jsonl"
+    responses = ask(serve(Odd), out)
+    assert [r.text for r in responses] == [t.replace("\ud83d", "\ufffd") for t in texts]
+    assert ask("http://127.0.0.1:1", out) == responses
+
+def test_so_many_at_a_time_and_no_more(serve, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-top-secret")
+    class Counting(Server):
+        under_way, most, keys = 0, 0, set()
+        def answer(self, body, k):
+            with self.lock: Counting.under_way += 1; Counting.most = max(self.most, self.under_way); self.keys.add(self.headers["Authorization"])
+            time.sleep(.05)
+            with self.lock: Counting.under_way -= 1
+            super().answer(body, k)
+    url, out = serve(Counting), tmp_path/"responses.jsonl"
+    async def in_a_notebook(): return ask(url, out, ASKED, n=2, concurrency=5)
+    responses = asyncio.run(in_a_notebook()) # Where a loop is running already
+    assert Counting.most == 5 and len(responses) == len(Counting.bodies) == 48
+    assert len({b["seed"] for b in Counting.bodies}) == 48 and Counting.keys == {"Bearer sk-top-secret"}
+    assert not any(s in f.read_text() for f in tmp_path.iterdir() for s in ("secret", "127.0.0.1"))
+
+def test_ctrl_c_stops_at_once_and_keeps_what_has_come(serve, tmp_path):
+    class Slow(Server):
+        def answer(self, body, k): time.sleep(30) if k > 20 else super().answer(body, k)
+    out = tmp_path/"responses.jsonl"
+    process = client(serve(Slow), "m", out)
+    while rows(out) < 20: assert process.poll() is None; time.sleep(.01)
+    pressed = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) != 0 and time.monotonic() - pressed < 10
+    assert len(Journal(out, Response).rows) == 20
