@@ -1,10 +1,12 @@
 """How long PairRM takes here and in llm-blender, the package of its authors, and whether both say the same.
 
-Five responses to each instruction are ranked by the same random checkpoint, with lengths as real ones have them (an instruction 109 tokens, a response 271
-on average, with a long tail), in CPU seconds of this process: by `llm_blender.Blender.rank` at its default batch size and at batch size 1, and by
-`dpo_nb.pairrm.PairRM.rank`. Batch size 1 is what the ranks and scores are compared with: at any other, llm-blender cuts a response to a budget that
-follows the longest instruction of the batch. The lengths are such that it cuts nothing at either. The network is small, and has fewer layers than PairRM's 24: of the gain, the part that
-comes from a last layer which is computed at three places only (the whole of it is 1 / layers) does not carry over.
+Five responses to each instruction are ranked by the same random checkpoint, with lengths as real ones have them (an instruction 109 tokens, a response
+271 on average, with a long tail), in CPU seconds of this process: by `llm_blender.Blender.rank` at its default batch size and at batch size 1, and by
+`dpo_nb.pairrm.PairRM.rank` (without `--quick` at other budgets too). Ranks and scores are compared with those at batch size 1: at any other, llm-blender
+cuts a response to a length that follows the longest instruction of the batch. The lengths here are such that it cuts nothing at either.
+
+The network is small and has fewer layers than PairRM's 24. The last layer is computed at three places only, and this part of the gain, at most one in so
+many layers, does not carry over.
 
     python bench/pairrm.py [--quick]
 """
@@ -45,7 +47,8 @@ def timed(way, first):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a smaller network and fewer instructions, under a minute")
-    count, hidden, layers = (8, 64, 3) if parser.parse_args().quick else (16, 128, 6)
+    quick = parser.parse_args().quick
+    count, hidden, layers = (8, 64, 3) if quick else (16, 128, 4)
     rng, known = random.Random(0), [i.text for i in TinyWorld().instructions("train")[:500]]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), repaired() as llm_blender:
         save_checkpoint(Path(folder), known, hidden, layers)
@@ -57,12 +60,15 @@ def main():
         given = [Response(i.id, k, t, len(t.split()), True) for i, ts in zip(asked, candidates) for k, t in enumerate(ts)]
         default = inspect.signature(blender.rank).parameters["batch_size"].default
         theirs = lambda size: lambda part: blender.rank(sources[part], candidates[part], return_scores=True, batch_size=size).tolist()
-        ours = lambda part: [r.scores for r in judge.rank(asked[part], [r for r in given if r.instruction_id in {i.id for i in asked[part]}])]
-        ways = {f"llm-blender, batch size {default}": theirs(default), "llm-blender, batch size 1": theirs(1), "dpo_nb": ours}
+        def ours(max_tokens):
+            judge = PairRM.load(Path(folder)/"PairRM", device="cpu", max_tokens=max_tokens)
+            return lambda part: [r.scores for r in judge.rank(asked[part], given[:len(asked[part]) * N])]
+        ways = {f"llm-blender, batch size {default}": theirs(default), "llm-blender, batch size 1": theirs(1), "dpo_nb": ours(None)}
+        if not quick: ways |= {f"dpo_nb, {n:,} tokens a batch": ours(n) for n in (1024, 4096, 8192)}
         found = {name: timed(way, slice(1)) for name, way in ways.items()}
     tokens = [len(t.split()) for t in sources], [len(t.split()) for t in longest]
     assert max(tokens[1]) + 3 <= 412 + (1224 - max(tokens[0]) - 3) // 2, "llm-blender would cut a response"
-    (at_default, slow), (alone, single), (own, seconds) = found.values()
+    (at_default, slow), (alone, single), (own, seconds), *_ = found.values()
     print(f"{sum(p.numel() for p in judge.model.parameters()):,} parameters, {count} instructions of {mean(tokens[0]):.0f} tokens (at most {max(tokens[0])}) × {N} responses of {mean(tokens[1]):.0f} "
           f"(at most {max(tokens[1])}), one thread\n\n{'':28}CPU s   instructions/min")
     for name, (_, s) in found.items(): print(f"{name:26}{s:7.1f}{60 * count / s:19.1f}")

@@ -68,7 +68,7 @@ def recipe_flags(
         flags = [f"--{n}" for n in ((also or {}).get(name), name) if n]
         parser.add_argument(*flags, dest=name, default=None, help=f"{help[name].replace('`', '')} [{shown}]".replace("%", "%%"), **how)
 
-# %% ../nbs/17_cli.ipynb #95c7f445
+# %% ../nbs/17_cli.ipynb #473b50a7
 def changed(
     recipe:Recipe, # The recipe as published
     given:argparse.Namespace, # Parsed flags; `None` = not given
@@ -80,6 +80,7 @@ def changed(
     outside = lambda name: not str(new.get(name, "tiny")).startswith("tiny")
     if outside("instructions"): new = dict(test_instructions="") | new
     if outside("instructions") or outside("test_instructions"): new = dict(evaluator="", near_duplicates=.8) | new
+    if new.get("endpoint"): new = dict(max_prompt_tokens=None, quantization=None) | new # Settings of a model that is loaded here
     return replace(recipe, **new)
 
 # %% ../nbs/17_cli.ipynb #e4e3869d
@@ -228,7 +229,7 @@ def parse(
     given = parser.parse_args(args)
     return changed(start, given), given
 
-# %% ../nbs/17_cli.ipynb #ad6fa9c6
+# %% ../nbs/17_cli.ipynb #d323f6e4
 def dpo_generate(
     args:list[str]|None=None, # Flags; `None` = those of the shell
 ):
@@ -236,13 +237,15 @@ def dpo_generate(
     with one_line("dpo_generate"):
         r, given = parse("dpo_generate", "Draw instructions and write several responses to each.",
             "--model meta-llama/Llama-3.2-1B-Instruct --dataset questions.txt --num_instructions 50 --output_dir runs/mine",
-            "model instructions num_instructions responses_per_instruction temperature top_p max_new_tokens generation_batch near_duplicates max_prompt_tokens adapter seed dtype quantization revision threads",
+            "model instructions num_instructions responses_per_instruction temperature top_p max_new_tokens generation_batch near_duplicates max_prompt_tokens adapter endpoint seed dtype quantization revision threads",
             args, also=dict(instructions="dataset", generation_batch="batch_size"))
         from dpo_nb.recipes import check_recipe, draw_training, generation_stage, keep_instructions, load_model
+        here = [f for f in ("max_prompt_tokens", "quantization", "revision") if r.endpoint and getattr(r, f)]
+        if here: raise ValueError(f"--{here[0]} is for a model that is loaded here, and --endpoint has it on a server. Leave it out; the server says itself which prompts are too long.")
         check_recipe(r); draw_training(r)
         folder = Path(given.output_dir)
         with alone(folder):
-            _, lm = load_model(r)
+            lm = None if r.endpoint else load_model(r)[1]
             train = draw_training(r, lm)
             keep_instructions(folder, instructions=train)
             responses = generation_stage(r, folder, lm, train)

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['ROOM', 'BLOCK', 'pick', 'truncate', 'uniforms', 'roomy_layer', 'Rows', 'refills', 'Written', 'arrivals', 'sample',
-           'check_sampling', 'check_instructions', 'prompt_ids', 'plan', 'next_turn', 'read_response', 'generate']
+           'check_sampling', 'check_instructions', 'prompt_ids', 'plan', 'next_turn', 'read_response', 'request_seed',
+           'Withheld', 'withheld_file', 'told', 'too_many', 'Asked', 'ask', 'generate']
 
-# %% ../nbs/06_generate.ipynb #6033aad5
-import hashlib
+# %% ../nbs/06_generate.ipynb #e0328e5b
+import hashlib, warnings
 from collections import Counter
+from dataclasses import dataclass
 from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -19,7 +21,7 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from .records import *
-from .models import LM
+from .models import Answer, Endpoint, LM
 
 # %% ../nbs/06_generate.ipynb #ff06df8c
 def pick(
@@ -318,6 +320,124 @@ def read_response(
     if next_turn(lm, ids): return lm.decode(ids).partition(lm.stop_text)[0].rstrip("\n"), True
     return lm.decode(ids), False
 
+# %% ../nbs/06_generate.ipynb #f64680d5
+def request_seed(
+    seed:int, # Of the run
+    instruction_id:str, # `Instruction.id`
+    index:int, # Which of its responses
+)->int: # 0 … 2³¹ - 1, which every server takes
+    "The seed of one request."
+    return int(hashlib.sha256(f"{seed}|{instruction_id}|{index}".encode()).hexdigest()[:8], 16) >> 1
+
+# %% ../nbs/06_generate.ipynb #5b89f843
+@dataclass(frozen=True)
+class Withheld:
+    "A response that a server did not give."
+    instruction_id:str # `Instruction.id`
+    index:int # Which of its responses
+    reason:str # As the server says it
+
+    @property
+    def key(self): return self.instruction_id, self.index
+
+def withheld_file(
+    out:str|Path, # The journal
+)->Path: # `responses.jsonl` → `responses_withheld.jsonl`
+    "Where it is written down what is missing in a journal."
+    return Path(out).with_name(f"{Path(out).stem}_withheld.jsonl")
+
+# %% ../nbs/06_generate.ipynb #b795216c
+def told(
+    withheld:dict[tuple,Withheld], # By key, not empty
+    instructions:list[Instruction], # What was asked
+)->str: # How many, and the latest
+    "What was withheld, as a sentence."
+    last = [*withheld.values()][-1]
+    text = next(i.text for i in instructions if i.id == last.instruction_id)
+    return f"The server withholds {len(withheld)} responses, the latest to instruction {last.instruction_id} ({text[:60]!r}): {last.reason}."
+
+def too_many(
+    withheld:int, # Responses
+    there:int, # Responses that are there
+    over:bool=False, # Whether there will be no more
+)->bool:
+    "Whether so much is withheld that it cannot be meant."
+    return withheld > (there + withheld) / 10 and withheld >= 20 or over and withheld > there == 0
+
+# %% ../nbs/06_generate.ipynb #a1ff0ddd
+class Asked:
+    "The responses that a server is asked for, and what has become of them."
+    def __init__(self,
+        endpoint:Endpoint, # Who writes
+        instructions:list[Instruction], # What is asked
+        n:int, # Responses an instruction
+        out:str|Path|None, # Journal to keep and continue
+        seed:int, # Of the run
+        sampling:dict, # As it is sent
+    ):
+        self.endpoint, self.instructions, self.seed, self.sampling = endpoint, instructions, seed, sampling
+        self.wanted, self.file = [(i, k) for i in instructions for k in range(n)], out and withheld_file(out)
+        self.journal = out and Journal(out, Response, dict(endpoint.settings, **sampling, n=n, seed=seed, instructions=f"{len(instructions)}, digest {digest(sorted(i.id for i in instructions))}"))
+        self.there = dict(self.journal.rows) if out else {}
+        self.withheld = {w.key: w for w in read_records(self.file, Withheld)} if out and self.file.exists() else {}
+        self.todo = [(i, k) for i, k in self.wanted if (i.id, k) not in self.there and (i.id, k) not in self.withheld]
+
+    def _state(self): return f" {len(self.there)} of {len(self.wanted)} responses are in {self.journal.path}; the same call goes on from there." if self.journal else ""
+
+# %% ../nbs/06_generate.ipynb #4a8264c5
+@patch
+def keep(self:Asked,
+    key:tuple[str,int], # Instruction and index
+    answer:Answer|str, # A response, or the reason why there is none
+):
+    "Write an answer down."
+    if isinstance(answer, str): self.withheld[key] = Withheld(*key, answer); return self.check()
+    response = Response(*key, *answer, self.endpoint.name, self.sampling, self.seed)
+    if self.journal: self.journal.append([response])
+    self.there[key] = response
+
+@patch
+def check(self:Asked,
+    over:bool=False, # Whether there will be no more answers
+):
+    "Stop if so much is withheld that it cannot be meant."
+    if too_many(len(self.withheld), len(self.there), over):
+        raise ValueError(f"{told(self.withheld, self.instructions)} If its prompt is too long, shorten it or lower max_new_tokens; otherwise see what the server is asked that it does not take.")
+
+# %% ../nbs/06_generate.ipynb #c5c72fec
+@patch
+def run(self:Asked)->list[Response]: # Those that are there, in the order of the instructions, then by index
+    "Ask for all that is missing."
+    total, requests = len(self.wanted), (((i.id, k), i.messages, request_seed(self.seed, i.id, k)) for i, k in self.todo)
+    with tqdm(desc="generating", unit="response", total=total, initial=total - len(self.todo), smoothing=0, delay=2, leave=False) as bar:
+        def keep(key, answer): self.keep(key, answer); bar.update()
+        try:
+            if self.todo: self.endpoint.check(); self.endpoint.ask_each(requests, keep, **self.sampling)
+            self.check(over=True)
+        except ValueError as e: raise ValueError(f"{e}{self._state()}") from None
+    if self.withheld:
+        if self.todo and self.file: write_records(self.file, [self.withheld[k] for k in sorted(self.withheld)])
+        warnings.warn(told(self.withheld, self.instructions) + (f" All are in {self.file}; to ask for them again, remove that file." if self.file else ""))
+    if self.journal and not self.journal.complete: self.journal.finish()
+    return [self.there[i.id, k] for i, k in self.wanted if (i.id, k) in self.there]
+
+# %% ../nbs/06_generate.ipynb #c83bb400
+def ask(
+    endpoint:Endpoint, # Who writes
+    instructions:list[Instruction], # These are as in `generate`
+    n:int,
+    out:str|Path|None,
+    temperature:float,
+    top_p:float,
+    top_k:int,
+    max_new_tokens:int,
+    seed:int,
+)->list[Response]: # In the order of the instructions, then by index; without those that the server withholds
+    "Write n responses to each instruction through a server."
+    check_instructions(instructions)
+    sampling = dict(temperature=float(temperature), top_p=float(top_p), max_new_tokens=max_new_tokens) | ({"top_k": top_k} if top_k else {})
+    return Asked(endpoint, instructions, n, out, seed, sampling).run()
+
 # %% ../nbs/06_generate.ipynb #72c9fff4
 def _write_local(
     lm:LM, # The model that writes
@@ -341,9 +461,9 @@ def _write_local(
         yield [Response(block[at // n][0].id, at % n, text, len(ids), finished, lm.name, dict(sampling, max_new_tokens=max_new_tokens), seed)
                for at, (ids, (text, finished)) in enumerate(zip(written.ids, read))]
 
-# %% ../nbs/06_generate.ipynb #3bd4d6ab
+# %% ../nbs/06_generate.ipynb #bf51276b
 def generate(
-    lm:LM, # The model that writes
+    lm:LM|Endpoint, # The model that writes, here or behind a server
     instructions:list[Instruction], # What is asked; all different
     n:int=5, # Responses an instruction
     out:str|Path|None=None, # Journal to keep and continue; nothing is kept if `None`
@@ -352,11 +472,12 @@ def generate(
     top_k:int=0, # Only the k most probable tokens; 0 = all
     max_new_tokens:int=256, # Where a response is cut
     seed:int=42, # Of the run
-    batch_size:int=8, # Instructions that are answered at a time, so `batch_size * n` rows
+    batch_size:int=8, # Instructions that are answered at a time, so `batch_size * n` rows; a server does as it likes
 )->list[Response]: # In the order of the instructions, then by index
     "Write n responses to each instruction, going on where an earlier run stopped."
     check_sampling(n, temperature, top_p, top_k, max_new_tokens, batch_size, seed)
-    if not isinstance(lm, LM): raise ValueError(f"lm must be a model, as `load_lm` gives it; found {lm!r:.60}. Load it: load_lm({str(lm)!r:.60}).")
+    if isinstance(lm, Endpoint): return ask(lm, instructions, n, out, temperature, top_p, top_k, max_new_tokens, seed)
+    if not isinstance(lm, LM): raise ValueError(f"lm must be a model, as `load_lm` or `Endpoint` gives it; found {lm!r:.60}. Load it: load_lm({str(lm)!r:.60}).")
     prompts, sampling = prompt_ids(lm, instructions, max_new_tokens), dict(temperature=float(temperature), top_k=top_k, top_p=float(top_p))
     ends, size = {"stop_text": lm.stop_text} if lm.stop_text else {}, batch_size * (BLOCK if refills(lm.model) else 1)
     journal = out and Journal(out, Response, dict(lm.settings, **sampling, **ends, n=n, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size, block=size,

@@ -236,7 +236,7 @@ def token_budget(
     token = number * (config.num_attention_heads * (4 * longest + 4 * config.position_buckets) + 16 * config.hidden_size)
     return min(32_768, free // 2 // token)
 
-# %% ../nbs/07_pairrm.ipynb #803ecee0
+# %% ../nbs/07_pairrm.ipynb #19fa001a
 def read_config(
     folder:str|Path, # A checkpoint
 )->dict: # Its `config.json`
@@ -246,7 +246,7 @@ def read_config(
     except ValueError as e: raise ValueError(f"{file} is not JSON ({e}). Fetch it again.") from None
     kind = config.get("model_type") if isinstance(config, dict) else config
     if kind not in ("deberta", "deberta-v2"):
-        raise ValueError(f"{file} says model_type {kind!r}; PairRM's is deberta or deberta-v2. Is this another model? Give llm-blender/PairRM, or the folder of a PairRM checkpoint.")
+        raise ValueError(f"{file} says model_type {kind!r}; PairRM's is deberta or deberta-v2. Is it the folder of a PairRM checkpoint? Give one, or llm-blender/PairRM.")
     return config
 
 # %% ../nbs/07_pairrm.ipynb #12f6bea7

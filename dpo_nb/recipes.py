@@ -8,17 +8,17 @@ __all__ = ['recipes', 'load_judge', 'check_judge', 'check_recipe', 'draw_how', '
            'training_stage', 'evaluation_stage', 'evaluate_adapters', 'left_out', 'Result', 'run_recipe',
            'save_comparison']
 
-# %% ../nbs/16_recipes.ipynb #ceaaf9ef
-import csv, json, math, os
+# %% ../nbs/16_recipes.ipynb #2f8341fa
+import csv, math, os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from .records import *
 from .tiny import Oracle
 from .instructions import Drawn, load_instructions, traces, unseen
-from .models import check_precision, load_lm, LM
+from .models import check_precision, load_lm, Endpoint, LM
 from .generate import check_sampling, generate
-from .pairrm import PairRM, checkpoint_folder, read_pair_tokenizer
+from .pairrm import PairRM, checkpoint_folder, read_config, read_pair_tokenizer
 from .preferences import make_pairs, save_pairs, Pairs, RULES
 from .dpo import check_fields, check_reference, check_start, train_dpo, load_adapter, past, trained_on, Training
 from .evaluate import complete, compare, measures, plot_comparison, Comparison
@@ -40,17 +40,17 @@ def load_judge(
     "The judge that a recipe names."
     return Oracle() if name == "oracle" else PairRM.load(name)
 
-# %% ../nbs/16_recipes.ipynb #0f9aac66
+# %% ../nbs/16_recipes.ipynb #79c2a37e
 def check_judge(
     name:str, # As in `load_judge`
     instructions:list[Instruction], # What it is to judge
 ):
     "Refuse a judge that is not there, or cannot judge these instructions."
-    if name != "oracle": folder = checkpoint_folder(name); read_pair_tokenizer(folder, json.loads((folder/"config.json").read_text(encoding="utf-8")))
+    if name != "oracle": folder = checkpoint_folder(name); read_pair_tokenizer(folder, read_config(folder))
     elif all(Oracle().points(i, "") is None for i in instructions):
         raise ValueError(f"the oracle knows the tiny world only, and none of these {len(instructions)} instructions is of it. Give another judge or evaluator, such as llm-blender/PairRM.")
 
-# %% ../nbs/16_recipes.ipynb #eee9380a
+# %% ../nbs/16_recipes.ipynb #e739acd9
 def check_recipe(
     r:Recipe, # What is to be run
 ):
@@ -62,6 +62,7 @@ def check_recipe(
     if r.pairs not in RULES: raise ValueError(f"pairs is one of {', '.join(RULES)}; found {r.pairs!r}")
     if r.responses_per_instruction < 2: raise ValueError("responses_per_instruction must be at least 2: a preference is between two")
     if r.temperature == 0: raise ValueError("temperature must be above 0: at 0 all responses to an instruction are the same, and there is nothing to prefer")
+    if r.endpoint and r.adapter: raise ValueError("a server has adapters of its own: load this one there and give the name it has there as the model (vLLM: --lora-modules NAME=PATH), without adapter")
     if r.reference == "start" and not r.adapter: raise ValueError("reference='start' is the adapter that the training starts from, and there is none. Give adapter, or leave reference at 'base'.")
     if not 0 <= r.seed < 2**32: raise ValueError(f"seed must be from 0 to {2**32 - 1}; found {r.seed}")
     if not r.margin >= 0: raise ValueError(f"margin must be 0 or more; found {r.margin}")
@@ -138,16 +139,16 @@ def load_model(
     check_start(lm, r.lora_r, r.lora_alpha)
     return base, lm
 
-# %% ../nbs/16_recipes.ipynb #a28ce98d
+# %% ../nbs/16_recipes.ipynb #8836a61d
 def generation_stage(
     r:Recipe, # How many, how long, how random
     folder:Path, # Keeps `responses.jsonl`
-    lm:LM, # The model that answers
+    lm:LM|None, # The model that answers; not needed if the recipe has an endpoint
     train:list[Instruction], # What it answers
 )->list[Response]:
     "Instructions → responses."
     with alone(folder):
-        return generate(lm, train, n=r.responses_per_instruction, out=folder/"responses.jsonl", temperature=r.temperature, top_p=r.top_p,
+        return generate(Endpoint(r.endpoint, r.model) if r.endpoint else lm, train, n=r.responses_per_instruction, out=folder/"responses.jsonl", temperature=r.temperature, top_p=r.top_p,
                         max_new_tokens=r.max_new_tokens, seed=r.seed, batch_size=r.generation_batch)
 
 def ranking_stage(
@@ -215,14 +216,16 @@ def evaluate_adapters(
     check_judge(r.evaluator or r.judge, test)
     return evaluation_stage(r, Path(folder), lms, test, seen)
 
-# %% ../nbs/16_recipes.ipynb #bad16a1a
+# %% ../nbs/16_recipes.ipynb #c145637d
 def left_out(
     rankings:list[Ranking], # What the judge said
     training:Training, # What the training said
+    withheld:int=0, # Responses that a server did not give
 )->list[str]: # A line each; none if nothing was
     "What was cut or dropped on the way."
     cut = sum(sum(r.detail.get("truncated", [])) for r in rankings)
-    return [f"{cut} responses were too long for the judge, who read only their beginning"] * (cut > 0) + \
+    return [f"{withheld} responses were withheld by the server: responses_withheld.jsonl has the reasons"] * (withheld > 0) + \
+        [f"{cut} responses were too long for the judge, who read only their beginning"] * (cut > 0) + \
         [f"{len(training.dropped)} pairs were not trained on: {training.dropped.reason.value_counts().to_dict()}"] * (len(training.dropped) > 0)
 
 # %% ../nbs/16_recipes.ipynb #85038ae7
@@ -235,7 +238,7 @@ class Result:
     comparison:Comparison # Base against tuned on unseen instructions
     notes:list[str] # What was cut or dropped on the way
 
-# %% ../nbs/16_recipes.ipynb #c828d8f9
+# %% ../nbs/16_recipes.ipynb #92445c5a
 def run_recipe(
     recipe:Recipe, # What to do
     folder:str|Path, # Where; a folder of the same recipe is continued
@@ -246,6 +249,7 @@ def run_recipe(
     evaluator = recipe.evaluator or recipe.judge
     check_recipe(recipe)
     check_judge(recipe.judge, train := draw_training(recipe)); check_judge(evaluator, draw_test(recipe, train))
+    if recipe.endpoint and not (folder/"responses.jsonl").exists(): Endpoint(recipe.endpoint, recipe.model).check()
     with alone(folder):
         base, lm = load_model(recipe)
         train = draw_training(recipe, lm)
@@ -263,7 +267,7 @@ def run_recipe(
         lms = dict(base=lm, tuned=load_adapter(base, folder/"adapter"))
         [c] = evaluation_stage(recipe, folder/"evaluation", lms, test, trained_on(folder/"adapter"))
         save_comparison(c, folder/"evaluation")
-        return Result(run, pairs, training, c, left_out(rankings, training))
+        return Result(run, pairs, training, c, left_out(rankings, training, recipe.responses_per_instruction * len(train) - len(responses)))
 
 # %% ../nbs/16_recipes.ipynb #669e70e6
 def save_comparison(

@@ -379,7 +379,7 @@ def rank_each(
     if journal and not journal.complete: journal.finish()
     return [rows[i.id,] for i, _ in groups]
 
-# %% ../nbs/00_records.ipynb #9fc962ef
+# %% ../nbs/00_records.ipynb #b5602acf
 @dataclass(frozen=True)
 class Recipe:
     "The settings of a run."
@@ -402,6 +402,7 @@ class Recipe:
     pairs:str = "best_worst" # Which pairs a ranking gives: "best_worst", "best_rest" or "all"
     margin:float = 0. # A preference is a difference in score above this
     allow_cut:bool = False # May a response that was cut at the limit be chosen?
+    endpoint:str = "" # Address of an OpenAI-compatible server that has the model and writes the responses; empty = it is loaded here
     adapter:str = "" # An adapter that the model starts with: a folder or a hub name; empty = none
     reference:str = "base" # What DPO holds the model to: "base" = the model without adapters, "start" = with `adapter` as it was
     learning_rate:float = 5e-5 # Peak learning rate
@@ -438,8 +439,8 @@ def versions()->dict[str,str]: # Of the libraries whose numbers a result depends
         except PackageNotFoundError: return "not installed"
     return {n: of(n) for n in "dpo_nb torch transformers trl peft bitsandbytes datasets tokenizers".split()}
 
-# %% ../nbs/00_records.ipynb #f50a853f
-KEPT = "instructions.jsonl test_instructions.jsonl responses.jsonl rankings.jsonl pairs training.json training.jsonl curves.png checkpoints adapter evaluation".split() # What the stages keep in a run's folder
+# %% ../nbs/00_records.ipynb #5e4df0ea
+KEPT = "instructions.jsonl test_instructions.jsonl responses.jsonl responses_withheld.jsonl rankings.jsonl pairs training.json training.jsonl curves.png checkpoints adapter evaluation".split() # What the stages keep in a run's folder
 
 class Run:
     "The folder of one run: its recipe, journals, adapter and evaluation."

@@ -1,910 +1,935 @@
-"""What can go wrong, and what one is told. `python tests/test_bad_input.py` writes the page nbs/bad_input.md."""
-import contextlib, gzip, hashlib, io, json, math, os, re, shutil, struct, subprocess, sys, tempfile, warnings
-from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
-from pathlib import Path
+"""What can go wrong, and what one is told: each case makes bad input in an empty folder and does what a person would do.
 
-os.environ |= dict(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1") # No case needs the hub
+`python tests/test_bad_input.py` writes the page nbs/bad_input.md from these cases; `python tests/test_bad_input.py adapter` prints those with "adapter" in them."""
+import contextlib, gzip, hashlib, io, json, math, os, re, shutil, subprocess, sys, tempfile, warnings
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+os.environ |= dict(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
 
 import pytest
 
 from dpo_nb.records import *
 from dpo_nb.tiny import Oracle, TinyWorld, tiny_path
 from dpo_nb.instructions import load_instructions, unseen
-from dpo_nb.models import load_lm
+from dpo_nb.models import Endpoint, load_lm
 from dpo_nb.generate import generate
 from dpo_nb.pairrm import PairRM
-from dpo_nb.preferences import load_pairs, load_preferences, make_pairs, save_pairs
-from dpo_nb.dpo import load_adapter, lora_config, merge_adapter, train_dpo
-from dpo_nb.evaluate import compare, complete
+from dpo_nb.preferences import load_preferences, make_pairs, save_pairs
+from dpo_nb.dpo import load_adapter, merge_adapter, train_dpo
+from dpo_nb.evaluate import compare, verdict, wins
 from dpo_nb.recipes import recipes, run_recipe
 from dpo_nb.cli import dpo_demo, dpo_evaluate, dpo_generate, dpo_pairs, dpo_rank, dpo_train
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT/"nbs"/"bad_input.md"
+PAGE = Path(__file__).parents[1]/"nbs"/"bad_input.md"
 
 @dataclass(frozen=True)
 class Case:
     stage:str # The heading it stands under
     given:str # What somebody brings
-    says:tuple[str,...] # Parts of what they are told: what, where, what to do
+    says:str # Parts of what they are told, with " … " between: what, where, what to do
     error:type|None # `None` = it is no error, and what happens is told
-    new:tuple[str,...] # Files that may be made all the same
-    make:object # Makes the input in the working folder, and returns what does with it what a person would do
+    new:str # What the files that are made all the same begin with
+    make:object # Makes the input, and returns what does with it what a person would do
 
 CASES = {}
 
-def case(stage, given, *says, error=ValueError, new=(), **how):
+def case(stage, given, says, error=ValueError, new="-"):
     "Declare a case."
     def keep(make):
         assert given not in CASES, given
-        CASES[given] = Case(stage, given, says, error, new, partial(make, **how))
+        CASES[given] = Case(stage, given, says, error, new, make)
         return make
     return keep
 
 happens = partial(case, error=None)
 
+# What is wrong with files, folders and tensors
+
 def write(name, content):
-    "A file in the working folder."
     Path(name).parent.mkdir(parents=True, exist_ok=True)
-    Path(name).write_bytes(content) if isinstance(content, bytes) else Path(name).write_text(content, encoding="utf-8", newline="")
-    return name
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 def lines(*rows): return "".join(f"{json.dumps(r)}\n" for r in rows)
 
-def script(f, *args): return lambda: f([*map(str, args)])
+def half(content): return content[:len(content) // 2]
 
-# What several cases need is made once.
-
-@cache
-def shelf(): return Path(tempfile.mkdtemp())
-
-@cache
-def lm(): return load_lm("tiny", device="cpu")
-
-@cache
-def asked(n=3): return TinyWorld().instructions("train", n)
-
-def said_to(instruction_id, *texts): return [Response(instruction_id, k, t, 5, True, "m") for k, t in enumerate(texts)]
-
-@cache
-def answers(): return [r for i in asked() for r in said_to(i.id, "Glad to help!", "The word cat belongs to the animals.", "Um.")]
-
-def turn(text, role="user"): return dict(role=role, content=text)
-
-def pair(prompt="What is 2 + 3?", chosen="2 + 3 = 5.", rejected="2 + 3 = 6."):
-    return dict(prompt=[turn(prompt)], chosen=[turn(chosen, "assistant")], rejected=[turn(rejected, "assistant")])
-
-@cache
-def adapter():
-    train_dpo(lm(), [pair()], shelf()/"trained", lora_r=2, seen=asked())
-    return shelf()/"trained"
-
-def copy(source, name, **changed):
-    "A folder with some files replaced (`None` = removed)."
-    shutil.copytree(source, name)
-    for file, content in changed.items():
-        file = Path(name)/file.replace("__", ".")
-        if content is None: file.unlink()
-        else: write(file, content(file.read_bytes()) if callable(content) else content)
-    return name
-
-policy, ranker = partial(copy, tiny_path("policy"), "model"), partial(copy, tiny_path("ranker"), "judge")
+def cut(name): write(name, half(Path(name).read_bytes()))
 
 def config(**new): return lambda old: json.dumps(json.loads(old) | new)
 
 def tensors(change):
-    "Safetensors with other tensors."
     from safetensors.torch import load, save
     return lambda old: save(change(load(old)), metadata={"format": "pt"})
 
-half = lambda old: old[:len(old)//2]
-
-# Questions
-
-QUESTIONS = "Questions"
-
-def from_file(given, name, content, *says, **how):
-    "A file of questions, and what is told of it."
-    @case(QUESTIONS, given, *says, **how)
-    def _():
-        write(name, content)
-        return lambda: load_instructions(name, n=None)
-
-def read_from_file(given, name, content, *says, n=None, **how):
-    "A file that is read, and what becomes of its rows."
-    @happens(QUESTIONS, given, *says)
-    def _():
-        write(name, content)
-        def told():
-            drawn = load_instructions(name, n=n, **how)
-            return "; ".join([f"Read. {drawn.summary}", *(f"{row}: {detail}" for _, row, _, _, detail in drawn.passed if detail)])
-        return told
-
-@case(QUESTIONS, "a file that is not there")
-def _(): return lambda: load_instructions("question.csv")
-
-@case(QUESTIONS, "a folder with no file of data in it")
-def _(): Path("questions").mkdir(); write("questions/notes.md", "Why?"); return lambda: load_instructions("questions")
-
-@case(QUESTIONS, "a folder that is called like a file")
-def _(): Path("questions.csv").mkdir(); return lambda: load_instructions("questions.csv")
-
-from_file("a CSV that is not UTF-8", "questions.csv", "question\nWhy is the sky blue?\nWo liegt Köln?\n".encode("latin-1"))
-from_file("a CSV in UTF-16, as Excel's \"Unicode text\"", "questions.csv", "question\r\nWhy?\r\n".encode("utf-16"))
-from_file("the same without the mark at its beginning", "questions.csv", "question\r\nWhy?\r\n".encode("utf-16-le"))
-from_file("an Excel workbook that was renamed to .csv", "questions.csv", b"PK\x03\x04\x14\x00\x06\x00\x08\x00\x00\x00!\x00")
-from_file("an Excel workbook", "questions.xlsx", b"PK\x03\x04\x14\x00\x06\x00\x08\x00\x00\x00!\x00")
-from_file("a compressed file that is called .jsonl", "questions.jsonl", gzip.compress(lines(dict(question="Why?")).encode(), mtime=0))
-from_file("a compressed file", "questions.jsonl.gz", gzip.compress(b"{}", mtime=0))
-from_file("an empty file", "questions.csv", "")
-from_file("a CSV with the names of columns alone", "questions.csv", "question,answer\n")
-from_file("a CSV without a first line of names", "questions.csv", "Why is the sky blue?\nWho was Ada Lovelace?\n")
-from_file("a CSV with two columns and no first line of names", "questions.csv", "1,Why is the sky blue?\n2,Who was Ada Lovelace?\n")
-from_file("a CSV whose column has another name", "questions.csv", "Nr,Frage\n1,Why is the sky blue?\n")
-from_file("a CSV in which two columns have the same name", "questions.csv", "question,question\nWhy?,Why not?\n")
-from_file("a CSV with a comma in a text that has no quotes", "questions.csv", "question\nWhy is the sky blue?\nWhy, oh why?\n")
-from_file("a CSV with a row that is too short", "questions.csv", "question,answer\nWhy?,So.\nWho?\n")
-from_file("a CSV with a quote that never ends", "questions.csv", "question\nWhy?\n\"Who?\nWhere?\n")
-from_file("a CSV with 2,000 columns, and no question among them", "questions.csv", ",".join(f"c{k}" for k in range(2000)) + "\n" + ",".join(["x"] * 2000) + "\n")
-read_from_file("a CSV with semicolons, as Excel writes it in half of Europe", "questions.csv", "Nr;question\r\n1;Why is the sky blue?\r\n2;Who, then, was Ada?\r\n")
-read_from_file("a CSV with a mark at its beginning and Windows' line ends", "questions.csv", "\ufeffquestion\r\nWhy is the sky blue?\r\n\r\n\"Who\r\nwas Ada?\"\r\n")
-from_file("a line that is no JSON", "questions.jsonl", '{"question": "Why?"}\n{"question": "Who?}\n')
-from_file("a comma behind the last field of a line", "questions.jsonl", '{"question": "Why?",}\n')
-from_file("a comma behind the last row of a list", "questions.json", '[\n {"question": "Why?"},\n]\n')
-from_file("a torn last line", "questions.jsonl", '{"question": "Why?"}\n{"quest')
-from_file("a .json file with an object a line", "questions.json", lines(dict(question="Why?"), dict(question="Who?")))
-from_file("a .json file that is one object", "questions.json", '{"data": [{"question": "Why?"}]}')
-from_file("a .jsonl file that is one list over several lines", "questions.jsonl", '[\n  {"question": "Why?"},\n  {"question": "Who?"}\n]\n')
-from_file("rows without a question", "questions.jsonl", lines(dict(id=1, titel="Why?"), dict(id=2, titel="Who?")))
-from_file("questions that are null or blank", "questions.jsonl", lines(dict(question=None), dict(question=" "), dict(question="")))
-read_from_file("a row that is a list, a number for a question, NaN, and null among good ones", "questions.jsonl", lines(dict(question="Why?"), ["Who?"], dict(question=42), dict(question=math.nan), dict(question=None)))
-from_file("only numbers for questions", "questions.jsonl", lines(dict(question=42), dict(question=43)))
-from_file("a role that does not exist", "chats.jsonl", lines(dict(messages=[turn("Hi", "bard")])))
-from_file("a ShareGPT file with other keys", "chats.jsonl", lines(dict(conversations=[dict(speaker="human", text="Hi")])))
-from_file("a turn without text", "chats.jsonl", lines(dict(messages=[dict(role="user")])))
-from_file("a conversation as one text", "chats.jsonl", lines(dict(messages="user: Hi")))
-from_file("conversations that are empty", "chats.jsonl", lines(dict(messages=[]), dict(messages=[turn("Hi", "assistant")])))
-read_from_file("a conversation that ends with the assistant", "chats.jsonl", lines(dict(messages=[turn("Why?"), turn("So.", "assistant")])))
-read_from_file("half of an emoji (a lone surrogate), and a whole one", "questions.jsonl", '{"question": "What does \\ud83d mean?"}\n{"question": "What does 😀 mean?"}\n')
-read_from_file("half of an emoji in an answer", "questions.jsonl", '{"question": "What does it mean?", "answer": "\\ud83d"}\n{"question": "Why?"}\n')
-from_file("a text file with NUL bytes", "questions.txt", b"Why?\nWho\0?\n")
-from_file("a parquet file that is cut", "questions.parquet", b"PAR1" + bytes(40))
-from_file("a CSV that is called .parquet", "questions.parquet", "question\nWhy?\n")
-
-@case(QUESTIONS, "a parquet file with numbers in its column of questions")
-def _():
-    import pyarrow as pa, pyarrow.parquet as pq
-    pq.write_table(pa.table(dict(question=[1., math.nan])), "questions.parquet")
-    return lambda: load_instructions("questions.parquet")
-
-@case(QUESTIONS, "fewer questions than are asked for")
-def _(): write("questions.txt", "Why?\nWho?\nWhy?\n"); return lambda: load_instructions("questions.txt", n=50)
-
-@case(QUESTIONS, "a file in which all questions are the same")
-def _(): write("questions.txt", "Why?\n" * 9); return lambda: load_instructions("questions.txt", n=5)
-
-@case(QUESTIONS, "only questions that are nearly the same")
-def _(): write("questions.txt", "Why is the sky blue?\nWHY is the sky  blue\nwhy is the sky blue!\n"); return lambda: load_instructions("questions.txt", n=3, near=.8)
-
-@case(QUESTIONS, "a question of 1 MB")
-def _(): write("questions.txt", "Why? " * 200_000 + "\n"); return lambda: load_instructions("questions.txt", n=1, lm=lm(), max_tokens=448)
-
-@case(QUESTIONS, "the number of questions as text")
-def _(): write("questions.txt", "Why?\nWho?\n"); return lambda: load_instructions("questions.txt", n="2")
-
-@case(QUESTIONS, "no questions at all are asked for")
-def _(): return lambda: load_instructions("tiny", n=0)
-
-@case(QUESTIONS, "a similarity of 80 in place of .8")
-def _(): return lambda: load_instructions("tiny", near=80)
-
-@case(QUESTIONS, "a similarity as text")
-def _(): return lambda: load_instructions("tiny", near="0.8")
-
-@case(QUESTIONS, "an empty list of questions")
-def _(): return lambda: load_instructions([])
-
-@case(QUESTIONS, "a list of numbers")
-def _(): return lambda: load_instructions([1, 2])
-
-@case(QUESTIONS, "a DataFrame in place of a list")
-def _():
-    import pandas as pd
-    return lambda: load_instructions(pd.DataFrame(dict(question=["Why?"])))
-
-@case(QUESTIONS, "a data set that is loaded already")
-def _():
-    from datasets import Dataset
-    return lambda: load_instructions(Dataset.from_list([dict(question="Why?")]))
-
-@case(QUESTIONS, "nothing (None) in place of a source")
-def _(): return lambda: load_instructions(None)
-
-@case(QUESTIONS, "the question itself in place of a file")
-def _(): return lambda: load_instructions("Why is the sky blue?")
-
-@case(QUESTIONS, "a part of the tiny world that does not exist")
-def _(): return lambda: load_instructions("tiny:validation")
-
-@case(QUESTIONS, "a split that a data set does not have")
-def _():
-    write("data/train.jsonl", lines(dict(question="Why?")))
-    return lambda: load_instructions("data:dev")
-
-@case(QUESTIONS, "a weight of 0 in a mixture")
-def _(): write("questions.txt", "Why?\n"); return lambda: load_instructions({"tiny": 1, "questions.txt": 0}, n=4)
-
-@case(QUESTIONS, "a weight as text in a mixture")
-def _(): write("questions.txt", "Why?\n"); return lambda: load_instructions({"tiny": 1, "questions.txt": "1"}, n=4)
-
-@case(QUESTIONS, "a mixture of one good and one missing file")
-def _(): return lambda: load_instructions({"tiny": 1, "questions.txt": 1}, n=4)
-
-@case(QUESTIONS, "no question is left that was not trained on")
-def _(): write("questions.txt", "Why?\nWho?\n"); return lambda: unseen("questions.txt", load_instructions("questions.txt", n=None), n=2)
-
-@case(QUESTIONS, "questions as texts where it says what was trained on")
-def _(): return lambda: unseen("tiny:test", ["Why?"], n=2)
-
-# The model
-
-MODEL = "The model"
-
-def from_folder(given, *says, load=lambda: load_lm("model", device="cpu"), **changed):
-    "A copy of the tiny model in which something is wrong."
-    @case(MODEL, given, *says)
-    def _(): policy(**changed); return load
-
-@case(MODEL, "a name that is no folder and not on the hub")
-def _(): return lambda: load_lm("mistralai/Mistral-7B-Instuct")
-
-@case(MODEL, "a file in place of a folder")
-def _(): write("model.gguf", b"GGUF"); return lambda: load_lm("model.gguf")
-
-@case(MODEL, "an empty folder")
-def _(): Path("model").mkdir(); return lambda: load_lm("model")
-
-from_folder("a folder without weights", model__safetensors=None)
-
-@case(MODEL, "a pickle in place of safetensors")
-def _(): policy(model__safetensors=None); write("model/pytorch_model.bin", b"PK"); return lambda: load_lm("model")
-
-from_folder("weights that are cut", model__safetensors=half)
-from_folder("weights of which one is missing", model__safetensors=tensors(lambda t: {k: v for k, v in t.items() if "layers.1.mlp.up" not in k}))
-from_folder("weights of another size than config.json says", config__json=config(hidden_size=32))
-from_folder("a config.json that is no JSON", config__json=b'{"model_type": "llama",')
-from_folder("an architecture that transformers does not know", config__json=config(model_type="mistral9"))
-from_folder("a model that needs code of its authors", config__json=config(model_type="own", auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}))
-from_folder("a model that is no language model", config__json=config(model_type="vit", architectures=["ViTModel"]))
-from_folder("a folder without a tokenizer", tokenizer__json=None, tokenizer_config__json=None)
-from_folder("a tokenizer.json that is cut", tokenizer__json=half)
-
-@case(MODEL, "a tokenizer with more tokens than the model")
-def _():
-    from transformers import AutoTokenizer
-    tokenizer = AutoTokenizer.from_pretrained(policy()); tokenizer.add_tokens([f"new{k}" for k in range(2000)]); tokenizer.save_pretrained("model")
-    return lambda: load_lm("model")
-
-from_folder("a chat template that raises", chat_template__jinja="{{ raise_exception('Only for tools') }}")
-from_folder("a chat template with an error in it", chat_template__jinja="{% for m in messages %}{{ m['content'] }}")
-from_folder("a chat template that leaves out what is said", chat_template__jinja="Hello")
-from_folder("a chat template that prints the date in a format that it computes", chat_template__jinja="{% set f = '%d' %}{{ strftime_now(f) }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
-from_folder("a precision that does not exist", load=lambda: load_lm("model", "float8"))
-from_folder("a quantization that does not exist", load=lambda: load_lm("model", quantization="int4"))
-from_folder("a device that is not there", load=lambda: load_lm("model", device="cuda:7"))
-
-@case(MODEL, "an adapter in place of a model")
-def _(): shutil.copytree(adapter()/"adapter", "adapter"); return lambda: load_lm("adapter")
-
-# Responses
-
-RESPONSES = "Responses"
-
-def wrong_sampling(given, *says, **sampling):
-    @case(RESPONSES, given, *says)
-    def _(): return lambda: generate(lm(), asked(), **sampling)
-
-wrong_sampling("no responses are asked for", n=0)
-wrong_sampling("a number of responses as text", n="5")
-wrong_sampling("two and a half responses", n=2.5)
-wrong_sampling("a temperature below 0", temperature=-1)
-wrong_sampling("a temperature that is NaN", temperature=math.nan)
-wrong_sampling("a temperature as text", temperature="0.8")
-wrong_sampling("a top_p of 0", top_p=0)
-wrong_sampling("more new tokens than the model has positions", max_new_tokens=512)
-wrong_sampling("a seed that is no number", seed=None)
-wrong_sampling("a batch of no instructions", batch_size=0)
-
-@case(RESPONSES, "an empty list of instructions")
-def _(): return lambda: generate(lm(), [])
-
-@case(RESPONSES, "texts in place of instructions")
-def _(): return lambda: generate(lm(), ["Name two fruits."])
-
-@case(RESPONSES, "a single instruction in place of a list")
-def _(): return lambda: generate(lm(), asked()[0])
-
-@case(RESPONSES, "the name of a model in place of the model")
-def _(): return lambda: generate("tiny", asked())
-
-@case(RESPONSES, "the same instruction twice")
-def _(): return lambda: generate(lm(), [*asked(), asked()[0]])
-
-@case(RESPONSES, "a prompt that is longer than the model's context")
-def _(): return lambda: generate(lm(), [*asked(), Instruction.ask("Name two fruits. " * 200)])
-
-@case(RESPONSES, "a prompt of 1 MB")
-def _(): return lambda: generate(lm(), [Instruction.ask("Name two fruits. " * 60_000)])
-
-@case(RESPONSES, "an instruction without text")
-def _(): return lambda: Instruction.ask("  ")
-
-@case(RESPONSES, "an instruction that ends with the assistant's turn")
-def _(): return lambda: Instruction([turn("Hi"), turn("Hello", "assistant")])
-
-@case(RESPONSES, "a conversation that the template does not know: two turns of the user")
-def _():
-    policy(chat_template__jinja="{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('the roles must alternate') }}{% endif %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
-    return lambda: generate(load_lm("model", device="cpu"), [Instruction([turn("Hi"), turn("Why?")])])
-
-@happens(RESPONSES, "control tokens inside a question")
-def _():
-    def told():
-        token = lm().tokenizer.convert_ids_to_tokens(lm().end_id)
-        ids = lm().encode([turn(f"What does {token} mean?")]).prompt
-        return f"The question stays text: {token} is {len(ids) - len(lm().encode([turn('What does  mean?')]).prompt)} tokens of text, and the end token is there {ids.count(lm().end_id)} times, as in every prompt ({lm().encode([turn('?')]).prompt.count(lm().end_id)})."
-    return told
-
-@case(RESPONSES, "weights that are NaN")
-def _():
-    policy(model__safetensors=tensors(lambda t: {k: v * math.nan for k, v in t.items()}))
-    return lambda: generate(load_lm("model", device="cpu"), asked())
-
-# Journals and folders
-
-FOLDERS = "Files of a run"
-short = dict(n=2, max_new_tokens=8)
-
-def journal(name="responses.jsonl"): generate(lm(), asked(), out=name, **short); return name
-
-def changed_journal(given, change, *says):
-    @case(FOLDERS, given, *says)
-    def _():
-        rows = Path(journal()).read_text().splitlines()
-        write("responses.jsonl", "\n".join(change(rows)) + "\n")
-        return lambda: generate(lm(), asked(), out="responses.jsonl", **short)
-
-changed_journal("a line of a journal that is no JSON any more", lambda rows: [*rows[:2], rows[2][:-5], *rows[3:]])
-changed_journal("a line of a journal without a field", lambda rows: [rows[0], rows[1].replace('"text":', '"txt":'), *rows[2:]])
-changed_journal("a number as text in a journal", lambda rows: [rows[0], rows[1].replace('"index":0', '"index":"0"'), *rows[2:]])
-changed_journal("a line that is twice in a journal", lambda rows: [*rows, rows[-1]])
-changed_journal("a journal without its first line", lambda rows: rows[1:])
-
-@case(FOLDERS, "a journal in UTF-16")
-def _(): write("responses.jsonl", Path(journal()).read_text().encode("utf-16")); return lambda: generate(lm(), asked(), out="responses.jsonl", **short)
-
-@case(FOLDERS, "a journal of another run: another temperature")
-def _(): journal(); return lambda: generate(lm(), asked(), out="responses.jsonl", temperature=.1, **short)
-
-@case(FOLDERS, "a journal of another run: other instructions")
-def _(): journal(); return lambda: generate(lm(), asked()[:2], out="responses.jsonl", **short)
-
-@case(FOLDERS, "a journal of another run: another model")
-def _(): journal(); policy(tokenizer_config__json=lambda old: old + b" "); return lambda: generate(load_lm("model", device="cpu"), asked(), out="responses.jsonl", **short)
-
-@case(FOLDERS, "a journal of another kind")
-def _(): journal("rankings.jsonl"); return lambda: Oracle().rank(asked(), answers(), "rankings.jsonl")
-
-@case(FOLDERS, "a file of one's own where the journal is to go")
-def _(): write("notes.txt", "Do not lose this.\n"); return lambda: generate(lm(), asked(), out="notes.txt", **short)
-
-@case(FOLDERS, "a folder where the journal is to go", error=IsADirectoryError)
-def _(): Path("responses.jsonl").mkdir(); return lambda: generate(lm(), asked(), out="responses.jsonl", **short)
-
-TINY = "--recipe", "tiny", "--num_instructions", "2", "--responses_per_instruction", "2", "--max_new_tokens", "8"
-
-@case(FOLDERS, "a file where the folder of the run is to go", error=SystemExit)
-def _(): write("mine", "Do not lose this.\n"); return script(dpo_generate, *TINY, "--output_dir", "mine")
-
-@case(FOLDERS, "a folder of the run inside a file", error=SystemExit)
-def _(): write("mine", "Do not lose this.\n"); return script(dpo_generate, *TINY, "--output_dir", "mine/run")
-
-@case(FOLDERS, "a folder with a name that is too long", error=SystemExit)
-def _(): return script(dpo_generate, *TINY, "--output_dir", "m" * 300)
-
-@happens(FOLDERS, "a folder with spaces and characters of all kinds in its name", new=("Läufe mit 😀/instructions.jsonl", "Läufe mit 😀/responses.jsonl", "Läufe mit 😀/passed_over.csv"))
-def _(): return script(dpo_generate, *TINY, "--output_dir", "Läufe mit 😀")
-
-@case(FOLDERS, "a folder in which one may not write", error=SystemExit)
-def _(): Path("locked").mkdir(); return locked("locked", script(dpo_generate, *TINY, "--output_dir", "locked"))
-
-@case(FOLDERS, "a mount that is read-only", error=SystemExit)
-def _(): Path("drive").mkdir(); return read_only("drive", script(dpo_generate, *TINY, "--output_dir", "drive/run"))
-
-@case(FOLDERS, "a question file that one may not read", error=SystemExit)
-def _(): write("questions.txt", "Why?\n"); return locked("questions.txt", script(dpo_generate, *TINY, "--dataset", "questions.txt"))
-
-@case(FOLDERS, "dpo_rank before dpo_generate", error=SystemExit)
-def _(): return script(dpo_rank, "--recipe", "tiny", "--output_dir", "run")
-
-@case(FOLDERS, "dpo_pairs before dpo_rank", error=SystemExit)
-def _(): write_records("run/instructions.jsonl", asked()); journal("run/responses.jsonl"); return script(dpo_pairs, "--recipe", "tiny", "--output_dir", "run")
-
-@case(FOLDERS, "dpo_rank when dpo_generate was broken off", error=SystemExit)
-def _():
-    write_records("run/instructions.jsonl", asked()); journal("run/responses.jsonl")
-    write("run/responses.jsonl", Path("run/responses.jsonl").read_text().replace('"complete": true', '"complete": false'))
-    return script(dpo_rank, "--recipe", "tiny", "--output_dir", "run")
-
-@case(FOLDERS, "an instructions.jsonl with an edited text", error=SystemExit)
-def _():
-    write_records("run/instructions.jsonl", asked()); journal("run/responses.jsonl")
-    write("run/instructions.jsonl", Path("run/instructions.jsonl").read_text().replace(asked()[1].text, "Why?"))
-    return script(dpo_rank, "--recipe", "tiny", "--output_dir", "run")
-
-@case(FOLDERS, "the folder of a run of another recipe", error=SystemExit)
-def _(): Run("run", recipes["tiny"]); return script(dpo_demo, "--output_dir", "run", "--beta", ".2")
-
-@case(FOLDERS, "a recipe.json that is cut", error=SystemExit)
-def _(): Run("run", recipes["tiny"]); write("run/recipe.json", half(Path("run/recipe.json").read_bytes())); return script(dpo_demo, "--output_dir", "run")
-
-@case(FOLDERS, "a folder of one's own that has an adapter in it", error=SystemExit)
-def _(): write("run/adapter/adapter_config.json", "{}"); return script(dpo_demo, "--output_dir", "run")
-
-# The judge
-
-JUDGE = "The judge"
-
-def judge_folder(given, *says, **changed):
-    @case(JUDGE, given, *says)
-    def _(): ranker(**changed); return lambda: PairRM.load("judge")
-
-@case(JUDGE, "a judge that is no folder and not on the hub")
-def _(): return lambda: PairRM.load("llm-blender/PairMR")
-
-@case(JUDGE, "a language model in place of PairRM")
-def _(): policy(); return lambda: PairRM.load("model")
-
-judge_folder("a PairRM folder without weights", model__safetensors=None)
-
-@case(JUDGE, "a PairRM folder with a pickle in place of safetensors")
-def _(): ranker(model__safetensors=None); write("judge/pytorch_model.bin", b"PK"); return lambda: PairRM.load("judge")
-
-judge_folder("PairRM weights that are cut", model__safetensors=half)
-judge_folder("PairRM weights with a tensor of another size", model__safetensors=tensors(lambda t: {k: v[:, :-1].contiguous() if "head_layer.1.weight" in k else v for k, v in t.items()}))
-judge_folder("PairRM weights without a tensor", model__safetensors=tensors(lambda t: {k: v for k, v in t.items() if k != "head_layer.1.weight"}))
-judge_folder("a PairRM folder without tokenizer", tokenizer__json=None)
-judge_folder("PairRM with the tokenizer of a language model", tokenizer__json=lambda old: (tiny_path("policy")/"tokenizer.json").read_bytes())
-judge_folder("a PairRM tokenizer that is cut", tokenizer__json=half)
-judge_folder("a PairRM config.json that is no JSON", config__json=b"{")
-judge_folder("a PairRM config.json that is a list", config__json=b"[]")
-judge_folder("a PairRM config.json of another kind of model", config__json=config(model_type="bert"))
-judge_folder("a PairRM config.json with other markers", config__json=config(cand1_prefix_id=7))
-
-@cache
-def pairrm(): return PairRM.load("tiny", device="cpu")
-
-@case(JUDGE, "responses to other instructions")
-def _(): return lambda: pairrm().rank(asked()[:2], answers())
-
-@case(JUDGE, "responses with the same number twice")
-def _(): return lambda: pairrm().rank(asked(), [*answers(), answers()[0]])
-
-@case(JUDGE, "no responses")
-def _(): return lambda: pairrm().rank(asked(), [])
-
-@case(JUDGE, "the oracle of the tiny world for other questions", error=SystemExit)
-def _(): write("questions.txt", "Why?\nWho?\nWhere?\n"); return script(dpo_demo, "--instructions", "questions.txt", "--num_instructions", "2", "--judge", "oracle", "--num_test_instructions", "1", "--near_duplicates", "none")
-
-def told_of(rankings): return f"Scores: {', '.join(str(s if s is None else round(s, 2)) for r in rankings for s in r.scores)}"
-
-@happens(JUDGE, "one response alone")
-def _(): return lambda: (lambda r: f"{told_of(r)} ({r[0].detail['reason']})")(pairrm().rank(asked()[:1], said_to(asked()[0].id, "Hi")))
-
-@happens(JUDGE, "responses that are all empty, or all the same")
-def _(): return lambda: told_of(pairrm().rank(asked()[:2], [*said_to(asked()[0].id, "", ""), *said_to(asked()[1].id, "Hi", "Hi")]))
-
-@happens(JUDGE, "a response that is longer than the judge can read")
-def _(): return lambda: f"Read as far as it fits; `detail` says which were cut: {pairrm().rank(asked()[:1], said_to(asked()[0].id, 'Glad to help! ' * 2000, 'Hi'))[0].detail['truncated']}"
-
-# Pairs
-
-PAIRS = "Pairs"
-
-@cache
-def rankings(): return Oracle().rank(asked(), answers())
-
-@case(PAIRS, "a ranking of other texts")
-def _(): return lambda: make_pairs(asked(), [replace(r, text=r.text + "!") for r in answers()], rankings())
-
-@case(PAIRS, "a ranking of fewer responses")
-def _(): return lambda: make_pairs(asked(), [*answers(), replace(answers()[0], index=3)], rankings())
-
-@case(PAIRS, "rankings for instructions that are not there")
-def _(): return lambda: make_pairs(asked()[:2], answers()[:6], rankings())
-
-@case(PAIRS, "rankings of two judges")
-def _(): return lambda: make_pairs(asked(), answers(), [*rankings(), replace(rankings()[0], judge="me")])
-
-@case(PAIRS, "a score that is NaN")
-def _(): return lambda: Ranking(asked()[0].id, "me", [1., math.nan])
-
-@case(PAIRS, "scores as text, made by hand")
-def _(): return lambda: Ranking(asked()[0].id, "me", ["1", "2"])
-
-def hand_made(given, scores, *says):
-    @case(PAIRS, given, *says, error=SystemExit)
-    def _():
-        write_records("run/instructions.jsonl", asked()[:1]); generate(lm(), asked()[:1], out="run/responses.jsonl", **short)
-        write("run/rankings.jsonl", lines(dict(journal="Ranking", format=1, complete=True, settings={})) + f'{{"instruction_id":"{asked()[0].id}","judge":"me","scores":{scores}}}\n')
-        return script(dpo_pairs, "--recipe", "tiny", "--output_dir", "run")
-
-hand_made("a journal of rankings with scores as text", '["1", "2"]')
-hand_made("a journal of rankings with NaN", '[NaN, 1]')
-hand_made("a journal of rankings with too few scores", '[1]')
-hand_made("a journal of rankings without the fingerprint of the texts", '[1, 2]')
-
-@case(PAIRS, "a rule that does not exist")
-def _(): return lambda: make_pairs(asked(), answers(), rankings(), rule="best")
-
-@case(PAIRS, "a margin below 0")
-def _(): return lambda: make_pairs(asked(), answers(), rankings(), margin=-1)
-
-@case(PAIRS, "a margin that is NaN")
-def _(): return lambda: make_pairs(asked(), answers(), rankings(), margin=math.nan)
-
-@case(PAIRS, "a margin that no pair has")
-def _(): return lambda: make_pairs(asked(), answers(), rankings(), margin=9)
-
-def no_pairs(given, texts, *says, finished=True):
-    @case(PAIRS, given, *says)
-    def _():
-        made = [replace(r, finished=finished) for i in asked() for r in said_to(i.id, *texts)]
-        return lambda: make_pairs(asked(), made, pairrm().rank(asked(), made))
-
-no_pairs("responses that are all the same", ["Hi", "Hi", "Hi"])
-no_pairs("responses that are all empty", ["", "", ""])
-no_pairs("one response to each instruction", ["Hi"])
-no_pairs("responses that were all cut at the limit", ["Hi", "Um."], finished=False)
-
-@case(PAIRS, "no responses at all")
-def _(): return lambda: make_pairs(asked(), [], [])
-
-@case(PAIRS, "a folder that holds other pairs")
-def _(): save_pairs(make_pairs(asked(), answers(), rankings()), "pairs"); return lambda: save_pairs(make_pairs(asked(), answers(), rankings(), rule="all"), "pairs")
-
-def pair_file(given, name, content, *says, **how):
-    @case(PAIRS, given, *says, **how)
-    def _(): write(name, content); return lambda: load_preferences(name)
-
-pair_file("pairs in a .txt file", "pairs.txt", "Why?\n")
-pair_file("an empty file of pairs", "pairs.jsonl", "")
-pair_file("a file of pairs without `rejected`", "pairs.jsonl", lines(dict(prompt="Why?", chosen="So.")))
-pair_file("a pair whose prompt is null", "pairs.jsonl", lines(dict(prompt="Why?", chosen="So.", rejected="No."), dict(prompt=None, chosen="So.", rejected="No.")))
-pair_file("a pair whose prompt is empty", "pairs.jsonl", lines(dict(prompt="Why?", chosen="So.", rejected="No."), dict(prompt=" ", chosen="So.", rejected="No.")))
-pair_file("a pair whose chosen is NaN", "pairs.jsonl", lines(dict(prompt="Why?", chosen=math.nan, rejected="No.")))
-pair_file("a pair that is a list", "pairs.jsonl", lines(["Why?", "So.", "No."]))
-pair_file("a prompt that ends with the assistant", "pairs.jsonl", lines(dict(prompt=[turn("Hi"), turn("Hello", "assistant")], chosen="So.", rejected="No.")))
-pair_file("a chosen side with two turns", "pairs.jsonl", lines(dict(prompt="Why?", chosen=[turn("So.", "assistant"), turn("Who?")], rejected=[turn("No.", "assistant")])))
-pair_file("a CSV of pairs with semicolons and other names", "pairs.csv", "frage;gut;schlecht\nWhy?;So.;No.\n")
-pair_file("a parquet file of pairs that is cut", "pairs.parquet", b"PAR1" + bytes(40))
-
-@case(PAIRS, "pairs that are not there")
-def _(): return lambda: load_preferences("pairs.jsonl")
-
-@case(PAIRS, "a folder of pairs from which a file was removed")
-def _(): save_pairs(make_pairs(asked(), answers(), rankings()), "pairs"); Path("pairs/pairs.parquet").unlink(); return lambda: load_preferences("pairs")
-
-@case(PAIRS, "a folder of pairs whose parquet file is cut")
-def _(): save_pairs(make_pairs(asked(), answers(), rankings()), "pairs"); write("pairs/pairs.parquet", half(Path("pairs/pairs.parquet").read_bytes())); return lambda: load_preferences("pairs")
-
-@case(PAIRS, "a folder of pairs whose settings.json is cut")
-def _(): save_pairs(make_pairs(asked(), answers(), rankings()), "pairs"); write("pairs/settings.json", half(Path("pairs/settings.json").read_bytes())); return lambda: load_preferences("pairs")
-
-@case(PAIRS, "a folder without pairs")
-def _(): write("pairs/notes.md", "Why?"); return lambda: load_preferences("pairs")
-
-# Training
-
-TRAINING = "Training"
-
-def training(given, rows, *says, **settings):
-    @case(TRAINING, given, *says)
-    def _(): return lambda: train_dpo(lm(), rows, "run", **(dict(lora_r=2) | settings))
-
-training("no pairs", [])
-training("the name of a file in place of pairs", "pairs.jsonl")
-training("pairs of texts in place of messages", [dict(prompt="Why?", chosen="So.", rejected="No.")])
-training("a pair without a chosen side, among good ones", [pair(), dict(prompt=[turn("Why?")], chosen=None, rejected=[turn("No.", "assistant")])])
-training("a pair without a prompt", [dict(chosen=[turn("So.", "assistant")], rejected=[turn("No.", "assistant")])])
-training("a pair whose prompt is a conversation with an unknown role", [pair() | dict(prompt=[turn("Hi", "bard")])])
-training("pairs whose two sides are the same", [pair(chosen="5.", rejected="5.")])
-training("pairs whose chosen side is empty", [pair(chosen="")])
-training("only pairs that are longer than max_length", [pair()], max_length=8)
-training("a pair with a response of 1 MB", [pair(chosen="2 + 3 = 5. " * 90_000)], max_length=None)
-training("LoRA targets that match nothing", [pair()], targets=["c_attn"])
-training("LoRA targets as one text", [pair()], targets="q_proj")
-training("a rank of 0", [pair()], lora_r=0)
-training("a rank as text", [pair()], lora_r="16")
-training("a learning rate of 0", [pair()], learning_rate=0.)
-training("a learning rate that is NaN", [pair()], learning_rate=math.nan)
-training("a learning rate as text", [pair()], learning_rate="5e-5")
-training("a learning rate that is far too high", [pair(prompt=f"What is {a} + {b}?") for a in range(1, 5) for b in range(1, 5)], learning_rate=1e30, batch_size=2, num_epochs=4, max_grad_norm=0)
-training("a negative number of epochs", [pair()], num_epochs=-1)
-training("a batch of 0", [pair()], batch_size=0)
-training("a beta of 0", [pair()], beta=0.)
-training("a reference that does not exist", [pair()], reference="itself")
-training("reference='start' without an adapter to start from", [pair()], reference="start")
-training("a mistyped field of TRL", [pair()], loss_typ="ipo")
-training("a loss that TRL does not know", [pair()], loss_type="dpo")
-training("a field that is set elsewhere", [pair()], output_dir="there")
-training("a field of TRL with a value of the wrong kind", [pair()], warmup_steps="many")
-training("a report to a package that is not installed", [pair()], report_to="wandb")
-training("what was trained on as texts", [pair()], seen=["Why?"])
-
-@case(TRAINING, "a folder of a training with other settings")
-def _(): shutil.copytree(adapter(), "run"); return lambda: train_dpo(lm(), [pair()], "run", lora_r=2, beta=.5)
-
-@case(TRAINING, "a folder of a training on other pairs")
-def _(): shutil.copytree(adapter(), "run"); return lambda: train_dpo(lm(), [pair("What is 3 + 2?")], "run", lora_r=2)
-
-@case(TRAINING, "a folder with an adapter of something else")
-def _(): shutil.copytree(adapter()/"adapter", "run/adapter"); return lambda: train_dpo(lm(), [pair()], "run", lora_r=2)
-
-@case(TRAINING, "a training.json that is cut")
-def _(): shutil.copytree(adapter(), "run"); write("run/training.json", half(Path("run/training.json").read_bytes())); return lambda: train_dpo(lm(), [pair()], "run", lora_r=2)
-
-@case(TRAINING, "a finished training whose training.jsonl is gone")
-def _(): shutil.copytree(adapter(), "run"); Path("run/training.jsonl").unlink(); return lambda: train_dpo(lm(), [pair()], "run", lora_r=2)
-
-@case(TRAINING, "a finished training whose training.jsonl has a broken line")
-def _(): shutil.copytree(adapter(), "run"); write("run/training.jsonl", '{"loss": '); return lambda: train_dpo(lm(), [pair()], "run", lora_r=2)
-
-@case(TRAINING, "a file where the folder of the training is to go")
-def _(): write("run", "Do not lose this.\n"); return lambda: train_dpo(lm(), [pair()], "run", lora_r=2)
-
-@case(TRAINING, "dpo_train before dpo_pairs", error=SystemExit)
-def _(): return script(dpo_train, "--recipe", "tiny", "--output_dir", "run")
-
-@case(TRAINING, "dpo_train with a file of pairs that is not there", error=SystemExit)
-def _(): return script(dpo_train, "--recipe", "tiny", "--dataset", "pairs.jsonl", "--output_dir", "run")
-
-@happens(TRAINING, "one pair that is too long among good ones", new=...)
-def _():
-    def told():
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            train_dpo(lm(), [pair(), pair(chosen="2 + 3 = 5. " * 500)], "run", lora_r=2)
-        return str(next(w.message for w in said if "left out" in str(w.message)))
-    return told
-
-# Adapters
-
-ADAPTERS = "Adapters"
-
-def damaged(given, *says, base=lambda: lm(), **changed):
-    @case(ADAPTERS, given, *says)
-    def _(): copy(adapter()/"adapter", "adapter", **changed); return lambda: load_adapter(base(), "adapter")
-
-@case(ADAPTERS, "an adapter that is not there")
-def _(): return lambda: load_adapter(lm(), "runs/mine/adaptor")
-
-@case(ADAPTERS, "the folder of the training in place of its adapter")
-def _(): shutil.copytree(adapter(), "run"); return lambda: load_adapter(lm(), "run")
-
-@case(ADAPTERS, "a file of an adapter in place of its folder")
-def _(): shutil.copytree(adapter()/"adapter", "adapter"); return lambda: load_adapter(lm(), "adapter/adapter_model.safetensors")
-
-damaged("an adapter_config.json that is cut", adapter_config__json=half)
-damaged("an adapter whose weights are cut", adapter_model__safetensors=half)
-damaged("an adapter whose base.json is cut", base__json=half)
-damaged("an adapter whose base.json is another object", base__json=b"{}")
-damaged("an adapter without a layer that its configuration has", adapter_model__safetensors=tensors(lambda t: {k: v for k, v in t.items() if "layers.1.self_attn.q_proj" not in k}))
-damaged("an adapter_config.json of a kind that PEFT does not know", adapter_config__json=config(peft_type="MAGIC"))
-damaged("an adapter with another rank than its configuration says", adapter_config__json=config(r=16))
-
-@case(ADAPTERS, "a pickle in place of the adapter's safetensors")
-def _(): copy(adapter()/"adapter", "adapter", adapter_model__safetensors=None); write("adapter/adapter_model.bin", b"PK"); return lambda: load_adapter(lm(), "adapter")
-
-@case(ADAPTERS, "an adapter of another model")
-def _(): shutil.copytree(adapter()/"adapter", "adapter"); policy(tokenizer_config__json=lambda old: old + b" "); return lambda: load_adapter(load_lm("model", device="cpu"), "adapter")
-
-@case(ADAPTERS, "an adapter of another model, and nothing that says of which")
-def _():
-    copy(adapter()/"adapter", "adapter", base__json=None, adapter_model__safetensors=tensors(lambda t: {k.replace("layers.1.", "layers.30."): v for k, v in t.items()}))
-    return lambda: load_adapter(lm(), "adapter")
-
-@case(ADAPTERS, "an adapter on a model that has one already")
-def _(): return lambda: load_adapter(load_adapter(lm(), adapter()/"adapter"), adapter()/"adapter")
-
-@case(ADAPTERS, "a further training with another rank than the adapter has")
-def _(): shutil.copytree(adapter()/"adapter", "adapter"); return lambda: train_dpo(load_adapter(lm(), "adapter"), [pair()], "run", lora_r=4)
-
-@case(ADAPTERS, "a merge into a folder that holds something else")
-def _(): shutil.copytree(adapter()/"adapter", "adapter"); write("merged/notes.md", "Do not lose this."); return lambda: merge_adapter("tiny", "adapter", "merged")
-
-@case(ADAPTERS, "a merge in a precision that does not exist")
-def _(): shutil.copytree(adapter()/"adapter", "adapter"); return lambda: merge_adapter("tiny", "adapter", "merged", dtype="int8")
-
-@case(ADAPTERS, "a merge into a model that is not there")
-def _(): shutil.copytree(adapter()/"adapter", "adapter"); return lambda: merge_adapter("no/model", "adapter", "merged")
-
-# Evaluation
-
-EVALUATION = "Evaluation"
-
-class OneScore:
-    "A judge that does not do what a judge does."
-    name = "mine"
-    def rank(self, instructions, responses, out=None): return [Ranking(i.id, "mine", [1.]) for i in instructions]
-
-def both(k=0): return dict(base=[said_to(i.id, "Um.")[0] for i in asked()], tuned=[said_to(i.id, "Glad to help!")[0] for i in asked()])
-
-@case(EVALUATION, "instructions that were trained on")
-def _(): return lambda: compare(asked(), both(), Oracle(), seen=asked()[:2])
-
-@case(EVALUATION, "completions of other instructions")
-def _(): return lambda: compare(asked(), both() | dict(tuned=both()["tuned"][::-1]), Oracle(), seen=[])
-
-@case(EVALUATION, "completions of one model alone")
-def _(): return lambda: compare(asked(), dict(base=both()["base"]), Oracle(), seen=[])
-
-@case(EVALUATION, "completions of three models")
-def _(): return lambda: compare(asked(), both() | dict(third=both()["base"]), Oracle(), seen=[])
-
-@case(EVALUATION, "texts in place of responses")
-def _(): return lambda: compare(asked(), dict(base=["a"] * 3, tuned=["b"] * 3), Oracle(), seen=[])
-
-@case(EVALUATION, "no instructions")
-def _(): return lambda: compare([], dict(base=[], tuned=[]), Oracle(), seen=[])
-
-@case(EVALUATION, "the name of a judge in place of the judge")
-def _(): return lambda: compare(asked(), both(), "oracle", seen=[])
-
-@case(EVALUATION, "a judge that gives one score where two are compared")
-def _(): return lambda: compare(asked(), both(), OneScore(), seen=[])
-
-@case(EVALUATION, "a journal of the judge's rankings of other answers")
-def _(): compare(asked(), both(), Oracle(), [], "rankings.jsonl"); return lambda: compare(asked(), both() | dict(tuned=both()["base"]), Oracle(), [], "rankings.jsonl")
-
-@case(EVALUATION, "what was trained on as texts in place of instructions")
-def _(): return lambda: compare(asked(), both(), Oracle(), seen=["Why?"])
-
-@happens(EVALUATION, "questions that the judge cannot judge")
-def _():
-    from dpo_nb.evaluate import wins, verdict
-    why = [Instruction.ask("Why?")]
-    return lambda: verdict(compare(why, dict(base=said_to(why[0].id, "So."), tuned=said_to(why[0].id, "No.")), Oracle(), seen=[]))
-
-@happens(EVALUATION, "too few instructions to tell")
-def _():
-    from dpo_nb.evaluate import wins
-    def told():
-        with warnings.catch_warnings(record=True) as said: warnings.simplefilter("always"); wins(compare(asked(), both(), Oracle(), seen=[]))
-        return str(said[0].message)
-    return told
-
-EVALUATE = "--recipe", "tiny", "--num_test_instructions", "2", "--max_new_tokens", "8"
-
-def evaluation(given, *flags, says=()):
-    @case(EVALUATION, given, *says, error=SystemExit)
-    def _(): shutil.copytree(adapter()/"adapter", "adapter"); return script(dpo_evaluate, *EVALUATE, *flags)
-
-evaluation("dpo_evaluate without an adapter")
-evaluation("an adapter without a name", "--adapter", "adapter")
-evaluation("an adapter that is called base", "--adapter", "base=adapter")
-evaluation("two adapters with the same name", "--adapter", "mine=adapter", "--adapter", "mine=adapter")
-evaluation("an adapter that is not there, in dpo_evaluate", "--adapter", "mine=runs/mine")
-evaluation("an output file without an ending", "--adapter", "mine=adapter", "--output_file", "results")
-evaluation("more test questions than there are", "--adapter", "mine=adapter", "--num_test_instructions", "9999")
-evaluation("an evaluator that is not there", "--adapter", "mine=adapter", "--judge", "me/myself")
-
-@case(EVALUATION, "a folder where the output file is to go", error=SystemExit)
-def _(): shutil.copytree(adapter()/"adapter", "adapter"); Path("results.csv").mkdir(); return script(dpo_evaluate, *EVALUATE, "--adapter", "mine=adapter", "--output_file", "results.csv")
-
-@case(EVALUATION, "test questions that were all trained on", error=SystemExit)
-def _():
-    shutil.copytree(adapter()/"adapter", "adapter"); write("questions.txt", "".join(f"{i.text}\n" for i in asked()))
-    return script(dpo_evaluate, *EVALUATE, "--adapter", "mine=adapter", "--test_instructions", "questions.txt", "--judge", "tiny")
-
-# Recipes and flags
-
-RECIPES = "Recipes and flags"
-
-def flags(given, f, *args, says=()):
-    @case(RECIPES, given, *says, error=SystemExit)
-    def _(): return script(f, *args)
-
-flags("a flag that does not exist", dpo_demo, "--learning-rate", "1e-4")
-flags("a recipe that does not exist", dpo_demo, "--recipe", "mistral")
-flags("a flag without its value", dpo_demo, "--seed")
-flags("text for a number", dpo_demo, "--num_instructions", "ten")
-flags("half an epoch too many: a comma for the point", dpo_demo, "--num_epochs", "1,5")
-flags("a negative learning rate", dpo_demo, "--learning_rate", "-1")
-flags("a learning rate of nan", dpo_demo, "--learning_rate", "nan")
-flags("one response to an instruction", dpo_demo, "--responses_per_instruction", "1")
-flags("a temperature of 0 for sampling", dpo_demo, "--temperature", "0")
-flags("a seed below 0", dpo_demo, "--seed", "-1")
-flags("a negative margin", dpo_demo, "--margin", "-1")
-flags("a rule for pairs that does not exist", dpo_pairs, "--recipe", "tiny", "--rule", "worst")
-flags("fields of TRL that are no JSON", dpo_demo, "--dpo", "loss_type=ipo")
-flags("a mistyped field of TRL in a recipe", dpo_demo, "--dpo", '{"loss_typ": "ipo"}')
-flags("a setting of the recipe among TRL's fields", dpo_demo, "--dpo", '{"beta": 0.2}')
-flags("a mixture that is no JSON", dpo_generate, "--recipe", "tiny", "--dataset", "{tiny: 1}")
-flags("a model that is not there", dpo_demo, "--model", "no/model")
-flags("more new tokens than the model has positions, in a recipe", dpo_demo, "--max_new_tokens", "512")
-flags("more instructions than there are", dpo_demo, "--num_instructions", "100000")
-flags("text where a word is left over", dpo_demo, "runs/mine")
-flags("0 threads", dpo_demo, "--threads", "0")
-
-def recipe(given, *says, **fields):
-    @case(RECIPES, given, *says)
-    def _(): return lambda: run_recipe(replace(recipes["tiny"], **fields), "run", say=lambda line: None)
-
-recipe("a recipe with text for a number", learning_rate="1e-4")
-recipe("a recipe with a half number of instructions", num_instructions=2.5)
-recipe("a recipe with None for a number", batch_size=None)
-recipe("a recipe with NaN for a number", beta=math.nan)
-recipe("a recipe with a text for yes or no", allow_cut="yes")
-recipe("a recipe without a model", model="")
-
-@case(RECIPES, "a recipe with a field that does not exist", error=TypeError)
-def _(): return lambda: replace(recipes["tiny"], learning_rat=1e-4)
-
-@case(RECIPES, "the name of a recipe in place of the recipe")
-def _(): return lambda: run_recipe("tiny", "run")
-
-# What must be so, for a case to be one
+def without(part): return tensors(lambda t: {k: v for k, v in t.items() if part not in k})
+
+def copy(source, folder, changed=()):
+    "A folder in which some files are other ones, or are missing (`None`)."
+    shutil.copytree(source, folder)
+    for name, content in dict(changed).items():
+        if content is None: Path(folder, name).unlink()
+        else: write(f"{folder}/{name}", content(Path(folder, name).read_bytes()) if callable(content) else content)
 
 @contextlib.contextmanager
 def as_nobody():
-    "Without the rights of root."
-    if os.geteuid(): yield; return
-    os.seteuid(65534)
+    "Without the rights of root, if one has them."
+    root = os.geteuid() == 0
+    if root: os.seteuid(65534)
     try: yield
-    finally: os.seteuid(0)
+    finally:
+        if root: os.seteuid(0)
 
 def locked(path, do):
-    "Do something while a file or folder has no rights."
+    "Do something while nothing may be written to a folder, or a file may not be read."
     def told():
-        Path().chmod(0o755); mode = Path(path).stat().st_mode; Path(path).chmod(0 if Path(path).is_file() else 0o555)
+        Path().chmod(0o755); mode = Path(path).stat().st_mode; Path(path).chmod(0o555 if Path(path).is_dir() else 0)
         try:
             with as_nobody(): return do()
         finally: Path(path).chmod(mode)
     return told
 
 def read_only(path, do):
-    "Do something while a folder is a mount that can only be read."
+    "Do something while a folder is a mount that is read-only."
     def told():
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", path], check=True, capture_output=True)
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", path], capture_output=True).returncode: pytest.skip("mounting takes the rights of root")
         try: return do()
         finally: subprocess.run(["umount", path], check=True)
     return told
 
-# Run and tell
+def warned(do):
+    "The first warning."
+    with warnings.catch_warnings(record=True) as said: warnings.simplefilter("always"); do()
+    return str(next(w.message for w in said if w.category is UserWarning))
 
-class Said(Exception):
-    "What a script says when it ends with 2."
+# What several cases need
 
-def outcome(c):
-    "What one is told, and whether anything was wrong with how."
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+@cache
+def lm(): return load_lm("tiny", device="cpu")
+
+@cache
+def pairrm(): return PairRM.load("tiny", device="cpu")
+
+@cache
+def asked(): return TinyWorld().instructions("train", 3)
+
+def said_to(instruction, *texts, finished=True): return [Response(instruction.id, k, t, 5, finished, "m") for k, t in enumerate(texts)]
+
+@cache
+def answers(): return [r for i in asked() for r in said_to(i, "Glad to help!", "The word cat belongs to the animals.", "Um.")]
+
+@cache
+def ranked(): return Oracle().rank(asked(), answers())
+
+def turn(text, role="user"): return dict(role=role, content=text)
+
+def pair(prompt="What is 2 + 3?", chosen="2 + 3 = 5.", rejected="2 + 3 = 6."):
+    return dict(prompt=[turn(prompt)], chosen=[turn(chosen, "assistant")], rejected=[turn(rejected, "assistant")])
+
+SHELF = tempfile.TemporaryDirectory()
+
+@cache
+def trained():
+    train_dpo(lm(), [pair()], Path(SHELF.name)/"trained", lora_r=2, seen=asked())
+    return Path(SHELF.name)/"trained"
+
+def with_adapter(*scripts): copy(trained()/"adapter", "adapter")
+
+SHORT = dict(n=2, max_new_tokens=8)
+TINY = "--recipe", "tiny", "--num_instructions", "2", "--responses_per_instruction", "2", "--max_new_tokens", "8"
+
+def journal(file="responses.jsonl"): Path(file).parent.mkdir(exist_ok=True); generate(lm(), asked(), out=file, **SHORT)
+
+def stages(): write_records("run/instructions.jsonl", asked()); journal("run/responses.jsonl")
+
+# Questions
+
+STAGES = {}
+QUESTIONS = "Questions"
+STAGES[QUESTIONS] = "`load_instructions`, `unseen`, and `dpo_generate --dataset`"
+
+def file(given, name, content, says, **how):
+    @case(QUESTIONS, given, says, **how)
+    def _(): write(name, content); return lambda: load_instructions(name, n=None)
+
+def is_read(given, name, content, says):
+    @happens(QUESTIONS, given, says)
+    def _():
+        write(name, content)
+        def told():
+            drawn = load_instructions(name, n=None)
+            return "; ".join([drawn.summary, *(f"{row}: {detail}" for _, row, _, _, detail in drawn.passed if detail)])
+        return told
+
+def drawn(given, says, source, n=4, **how):
+    @case(QUESTIONS, given, says)
+    def _(): write("questions.txt", "Why is the sky blue?\nWho was Ada Lovelace?\n"); return lambda: load_instructions(source() if callable(source) else source, n=n, **how)
+
+drawn("a file that is not there", "no file 'question.csv' … Check its name", "question.csv")
+drawn("the question itself in place of a file", "no file 'Why is the sky blue?' … a list of texts", "Why is the sky blue?")
+
+@case(QUESTIONS, "a folder with no data in it", "notes is a folder without data … Give the file itself")
+def _(): write("notes/notes.md", "Why?"); return lambda: load_instructions("notes")
+
+@case(QUESTIONS, "a folder that is called like a file", "questions.csv is a folder without data … Give the file itself")
+def _(): Path("questions.csv").mkdir(); return lambda: load_instructions("questions.csv")
+
+file("a CSV file that is not UTF-8", "questions.csv", "question\nWhy is the sky blue?\nWo liegt Köln?\n".encode("latin-1"), "questions.csv, line 3 … not UTF-8 … Save the file as UTF-8")
+file("a CSV file in UTF-16, as Excel's \"Unicode text\"", "questions.csv", "question\r\nWhy?\r\n".encode("utf-16"), "questions.csv … UTF-16 … Save it as UTF-8")
+file("a file in UTF-16 without the mark at its beginning", "questions.csv", "question\r\nWhy?\r\n".encode("utf-16-le"), "questions.csv, line 1 … UTF-16 … Save it as UTF-8")
+file("a text file with NUL bytes", "questions.txt", b"Why?\nWho\0?\n", "questions.txt, line 2 … zero byte … Save it as UTF-8")
+file("an Excel workbook", "questions.xlsx", b"PK\x03\x04\x14\0\6\0", "questions.xlsx … Excel workbook … save the table as 'CSV UTF-8'")
+file("an Excel workbook that was renamed to .csv", "questions.csv", b"PK\x03\x04\x14\0\6\0", "questions.csv … Excel workbook … save the table as 'CSV UTF-8'")
+file("a compressed file", "questions.jsonl.gz", gzip.compress(b"{}"), "questions.jsonl.gz … compressed … Unpack it")
+file("a compressed file that is called .jsonl", "questions.jsonl", gzip.compress(b"{}"), "questions.jsonl … compressed … Unpack it")
+file("a Word document", "questions.doc", b"\xd0\xcf\x11\xe0", "questions.doc … its name must end in .txt … Save it as one of them")
+file("an empty file", "questions.csv", "", "questions.csv has no rows … Fill it, or give another file")
+file("a CSV file with the names of its columns alone", "questions.csv", "question,answer\n", "questions.csv has no rows … only the names … Fill it")
+file("a CSV file without a first line of names", "questions.csv", "1,Why is the sky blue?\n2,Who was Ada?\n", "questions.csv, line 2 … 1, Why is the sky blue? … has the names of its fields in its first line")
+file("a CSV file whose column has another name", "questions.csv", "Nr,Frage\n1,Why is the sky blue?\n", "questions.csv, line 2 … Nr, Frage … Call the field that holds the question `question`")
+file("a CSV file with 2,000 columns and no question", "questions.csv", ",".join(f"c{k}" for k in range(2000)) + "\n" + ",".join("x" * 2000) + "\n", "questions.csv, line 2 … 1,992 more … Call the field")
+file("a CSV file in which two columns have the same name", "questions.csv", "question,question\nWhy?,Why not?\n", "questions.csv, line 1 … 2 columns called 'question' … Rename or remove")
+file("a CSV file with a comma in a text that has no quotes", "questions.csv", "question\nWhy is the sky blue?\nWhy, oh why?\n", "questions.csv, line 3 has 2 fields … between quotes")
+file("a CSV file with a row that is too short", "questions.csv", "question,answer\nWhy?,So.\nWho?\n", "questions.csv, line 3 has 1 fields … a field for each name")
+file("a CSV file with a quote that never ends", "questions.csv", "question\nWhy?\n\"Who?\nWhere?\n", "questions.csv, line 3 … quotes, each of which has an end")
+is_read("a CSV file with semicolons, as Excel writes it in half of Europe", "questions.csv", "Nr;question\r\n1;Why is the sky blue?\r\n2;Who, then, was Ada?\r\n", "2 instructions … passed over: none")
+is_read("a CSV file with a mark at its beginning (BOM) and Windows' line ends (CRLF)", "questions.csv", "\ufeffquestion\r\nWhy is the sky blue?\r\n\r\n\"Who\r\nwas Ada?\"\r\n", "2 instructions … passed over: none")
+file("a line that is no JSON", "questions.jsonl", '{"question": "Why?"}\n{"question": "Who?}\n', "questions.jsonl, line 2 is not JSON … character 14 … Correct it, or remove it")
+file("a comma behind the last field of a line", "questions.jsonl", '{"question": "Why?",}\n', "questions.jsonl, line 1 is not JSON … character 21 … Correct it")
+file("a torn last line", "questions.jsonl", '{"question": "Why?"}\n{"quest', "questions.jsonl, line 2 is not JSON … Correct it, or remove it")
+file("a .jsonl file that is one list over several lines", "questions.jsonl", '[\n {"question": "Why?"},\n {"question": "Who?"}\n]\n', "questions.jsonl, line 1 is not JSON … If the file is one list, let its name end in .json")
+file("a comma behind the last row of a list", "questions.json", '[\n {"question": "Why?"},\n]\n', "questions.json, line 3 is not JSON … Correct it")
+file("a .json file with an object a line", "questions.json", lines(dict(question="Why?"), dict(question="Who?")), "questions.json, line 2 is not JSON … let its name end in .jsonl")
+file("a .json file that is one object", "questions.json", '{"data": [{"question": "Why?"}]}', "questions.json must be a list of objects … Save that list alone")
+file("a .jsonl file whose rows have no question", "questions.jsonl", lines(dict(id=1, title="Why?"), dict(id=2, title="Who?")), "questions.jsonl, line 1 … id, title … Call the field that holds the question `question`")
+file("questions that are null or blank", "questions.jsonl", lines(dict(question=None), dict(question=" "), dict(question="")), "questions.jsonl … of 3 rows none can be used … blank or missing … Give another source")
+file("numbers in place of questions", "questions.jsonl", lines(dict(question=42), dict(question=43)), "questions.jsonl, line 1 … must be text; found 42 … Correct these rows")
+is_read("a list, a number, NaN and null among good rows", "questions.jsonl", lines(dict(question="Why?"), ["Who?"], dict(question=42), dict(question=math.nan), dict(question=None)),
+        "1 instructions … 3 unreadable, 1 no question … line 2 … line 3 … line 4")
+is_read("half of an emoji (a lone surrogate) in a question or an answer, and a whole emoji", "questions.jsonl", '{"question": "What is \\ud83d?"}\n{"question": "Why?", "answer": "\\ud83d"}\n{"question": "What is 😀?"}\n',
+        "1 instructions … line 1: `question` has half a character … line 2: `answer` has half a character")
+file("a conversation with a role that does not exist", "chats.jsonl", lines(dict(messages=[turn("Hi", "bard")])), "chats.jsonl, line 1 … unknown role 'bard' … Correct these rows")
+file("a ShareGPT file with other keys", "chats.jsonl", lines(dict(conversations=[dict(speaker="human", text="Hi")])), "chats.jsonl, line 1 … found speaker, text … `from` and `value` … Correct these rows")
+file("a turn without text", "chats.jsonl", lines(dict(messages=[dict(role="user")])), "chats.jsonl, line 1 … must be text; found None … Correct these rows")
+file("a conversation as one text", "chats.jsonl", lines(dict(messages="user: Hi")), "chats.jsonl, line 1 … must be a list of turns; found 'user: Hi' … Correct these rows")
+file("conversations in which the user says nothing", "chats.jsonl", lines(dict(messages=[]), dict(messages=[turn("Hi", "assistant")])), "chats.jsonl … 2 no question … Give another source")
+is_read("a conversation that ends with the assistant: what it says last is a reference answer", "chats.jsonl", lines(dict(messages=[turn("Why?"), turn("So.", "assistant")])), "1 instructions … passed over: none")
+file("a parquet file that is cut", "questions.parquet", b"PAR1" + bytes(40), "questions.parquet … only a part of one … Save the table again")
+file("a CSV file that is called .parquet", "questions.parquet", "question\nWhy?\n", "questions.parquet is no parquet file … let its name end in .txt, .jsonl, .json, .csv")
+
+@case(QUESTIONS, "a parquet file with numbers in its column of questions", "questions.parquet, row 1 … must be text; found 1.0 … Correct these rows")
+def _():
+    import pyarrow as pa, pyarrow.parquet as pq
+    pq.write_table(pa.table(dict(question=[1., math.nan])), "questions.parquet")
+    return lambda: load_instructions("questions.parquet")
+
+drawn("fewer questions than are asked for", "questions.txt … 50 instructions were asked for … 2 can be used … Ask for fewer", "questions.txt", 50)
+drawn("a list in which all questions are the same", "the list … 8 repeated … Ask for fewer", ["Why?"] * 9, 5)
+drawn("questions that are nearly the same", "2 near-duplicate … A higher `near`", ["Why is the sky blue?", "WHY is the sky  blue", "why is the sky blue!"], 3, near=.8)
+drawn("a number of questions as text", "number of instructions (n) … found '2'", "questions.txt", "2")
+drawn("no questions at all are asked for", "number of instructions (n) … at least 1 … found 0", "tiny", 0)
+drawn("a similarity of 80 in place of .8", "(near) … from .1 to 1; found 80 … give None", "tiny", near=80)
+drawn("a similarity as text", "(near) … found '0.8' … give None", "tiny", near="0.8")
+drawn("an empty list of questions", "the list of questions is empty … Give at least one", [])
+drawn("a list of numbers", "the list, row 1 … found 1 … Correct these rows", [1, 2])
+drawn("None in place of a source", "found None … a file, a folder", None)
+drawn("a part of the tiny world that does not exist", "no split 'validation' … choose one of train, dev, test", "tiny:validation")
+drawn("a weight of 0 in a mixture", "weight of questions.txt … found 0 … To leave a source out, remove it", {"tiny": 1, "questions.txt": 0})
+drawn("a weight as text in a mixture", "weight of questions.txt … found '1'", {"tiny": 1, "questions.txt": "1"})
+drawn("a mixture with a file that is not there", "no file 'question.txt' … Check its name", {"tiny": 1, "question.txt": 1})
+
+def table(**columns):
+    import pandas as pd
+    return pd.DataFrame(columns)
+
+def data_set(*rows):
+    from datasets import Dataset
+    return Dataset.from_list([*rows])
+
+drawn("a DataFrame in place of a list", "found a DataFrame … df['question'].tolist()", lambda: table(question=["Why?"]))
+drawn("a data set that is loaded already", "found a Dataset … list(dataset)", lambda: data_set(dict(question="Why?")))
+
+@case(QUESTIONS, "a question of 1 MB", "questions.txt … 1 too long … A higher `max_tokens`")
+def _(): write("questions.txt", "Why? " * 200_000 + "\n"); return lambda: load_instructions("questions.txt", n=1, lm=lm(), max_tokens=448)
+
+@case(QUESTIONS, "a split that a data set does not have", "data:dev … Unknown split … 'train' … 'folder:split'")
+def _(): write("data/train.jsonl", lines(dict(question="Why?"))); return lambda: load_instructions("data:dev")
+
+@case(QUESTIONS, "test questions that were all trained on", "questions.txt … 2 were trained on … Give another source")
+def _(): write("questions.txt", "Why?\nWho?\n"); return lambda: unseen("questions.txt", load_instructions("questions.txt", n=None), n=2)
+
+@case(QUESTIONS, "texts where it says what was trained on", "what was trained on … found 'Why?' … Give the list that `load_instructions` returned")
+def _(): return lambda: unseen("tiny:test", ["Why?"], n=2)
+
+# The model
+
+MODEL = "The model"
+STAGES[MODEL] = "`load_lm` and `Endpoint`, and `--model` of all scripts"
+
+def model(given, says, load=lambda: load_lm("model", device="cpu"), **changed):
+    @case(MODEL, given, says)
+    def _(): copy(tiny_path("policy"), "model", {k.replace("__", "."): v for k, v in changed.items()}); return load
+
+@case(MODEL, "a name that is no folder and not on the hub", "mistralai/Mistral-7B-Instuct … Is it a folder here, or the exact name … HF_TOKEN")
+def _(): return lambda: load_lm("mistralai/Mistral-7B-Instuct")
+
+@case(MODEL, "a GGUF file", "model.gguf is a file … a model is a folder … GGUF files are not read")
+def _(): write("model.gguf", b"GGUF"); return lambda: load_lm("model.gguf")
+
+@case(MODEL, "an empty folder for a model", "model … has no config.json … Give the folder that `save_pretrained` wrote")
+def _(): Path("model").mkdir(); return lambda: load_lm("model")
+
+@case(MODEL, "an adapter in place of a model", "adapter is no model but an adapter … Load the model that it was trained on")
+def _(): with_adapter(); return lambda: load_lm("adapter")
+
+@case(MODEL, "a model with a pickle in place of safetensors", "model has no *.safetensors … pytorch_model.bin … a pickle can run code … save the model again")
+def _(): copy(tiny_path("policy"), "model", {"model.safetensors": None}); write("model/pytorch_model.bin", b"PK"); return lambda: load_lm("model")
+
+model("a model without weights", "model has no weights … Copy them", model__safetensors=None)
+model("a model whose weights are cut", "model cannot be loaded … damaged … Fetch or copy them again", model__safetensors=half)
+model("a model of which one tensor is missing", "model cannot be loaded … model.layers.1.mlp.up_proj.weight … Fetch or copy them again", model__safetensors=without("layers.1.mlp.up"))
+model("a model with tensors of other sizes than config.json says", "model cannot be loaded … other sizes than its config.json … fetch both again", config__json=config(hidden_size=32))
+model("a config.json that is no JSON", "model cannot be loaded … config.json is not JSON … Fetch or copy it again", config__json=b'{"model_type": "llama",')
+model("an architecture that transformers does not know", "model cannot be loaded … 'mistral9' … Take another model", config__json=config(model_type="mistral9"))
+model("a model that needs code of its authors", "model cannot be loaded … code of its authors … Take a model whose architecture", config__json=config(model_type="own", auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}))
+model("a model of pictures", "model cannot be loaded … no language model … Take a causal language model", config__json=config(model_type="vit", architectures=["ViTModel"]))
+model("a model without a tokenizer", "model cannot be loaded … no tokenizer … Save the model's tokenizer into the same folder", tokenizer__json=None, tokenizer_config__json=None)
+model("a tokenizer.json that is cut", "model cannot be loaded … tokenizer.json … Fetch or copy it again", tokenizer__json=half)
+model("a chat template that raises", "template of model … Only for tools … Set `tokenizer.chat_template`", chat_template__jinja="{{ raise_exception('Only for tools') }}")
+model("a chat template with a mistake in it", "template of model … endfor … Set `tokenizer.chat_template`", chat_template__jinja="{% for m in messages %}{{ m['content'] }}")
+model("a chat template that leaves out what is said", "template of model … Hello … Set `tokenizer.chat_template`", chat_template__jinja="Hello")
+model("a chat template that prints the date in a format that it computes", "chat template prints the date … Write the format into its `strftime_now(…)`",
+      chat_template__jinja="{% set f = '%d' %}{{ strftime_now(f) }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
+model("a precision that does not exist", "dtype is 'auto', 'float32' … found 'float8'", lambda: load_lm("model", "float8"))
+model("a quantization that does not exist", "quantization is 'nf4' or None … found 'int4'", lambda: load_lm("model", quantization="int4"))
+model("a device that is not there", "no device 'cuda:7' here … give 'cpu'", lambda: load_lm("model", device="cuda:7"))
+
+@case(MODEL, "a tokenizer with more tokens than the model", "tokenizer of model has 2895 tokens … the model embeds 895 … tokenizer of another model")
+def _():
+    from transformers import AutoTokenizer
+    copy(tiny_path("policy"), "model"); t = AutoTokenizer.from_pretrained("model"); t.add_tokens([f"new{k}" for k in range(2000)]); t.save_pretrained("model")
+    return lambda: load_lm("model")
+
+@case(MODEL, "a server's address without http", "begins with http:// or https:// … found 'localhost:8000'")
+def _(): return lambda: Endpoint("localhost:8000", "any")
+
+@case(MODEL, "a server's address with the key in it", "must hold no password … Give the key as OPENAI_API_KEY")
+def _(): return lambda: Endpoint("http://localhost:8000?key=secret", "any")
+
+@case(MODEL, "a server that is not there", "ADDRESS … patience")
+def _(): return lambda: generate(Endpoint("http://127.0.0.1:9", "any", key="-", patience=0), asked(), **SHORT)
+
+class Page(BaseHTTPRequestHandler):
+    "A server, but of web pages."
+    def do_GET(self): self.send_response(200); self.end_headers(); self.wfile.write(b"<html>Welcome</html>")
+    do_POST = do_GET
+    def log_message(self, *_): pass
+
+@case(MODEL, "a server that serves something else", "ADDRESS … OpenAI-compatible … Is the address right?")
+def _():
+    def told():
+        with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+            Thread(target=server.serve_forever, daemon=True).start()
+            try: return generate(Endpoint(f"http://127.0.0.1:{server.server_port}", "any", key="-", patience=0), asked(), **SHORT)
+            finally: server.shutdown()
+    return told
+
+# The hub
+
+HUB = "The hub"
+STAGES[HUB] = "whatever is named `owner/name`"
+
+ASK_HUB = """
+import json, os, socket, sys, time
+from concurrent.futures import ThreadPoolExecutor, wait
+time.sleep = lambda seconds: None # The hub's client waits between its tries
+silent = socket.create_server(("127.0.0.1", 0), backlog=99) # Takes every connection, and never answers
+address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+os.environ |= dict(HF_ENDPOINT=address, HF_HUB_OFFLINE="0", HF_HOME=sys.argv[1], HF_TOKEN="", HF_HUB_ETAG_TIMEOUT="1", HF_HUB_DOWNLOAD_TIMEOUT="1")
+import huggingface_hub.file_download as client
+client._ETAG_RETRY_TIMEOUT = 1
+from dpo_nb.dpo import adapter_folder
+from dpo_nb.instructions import load_instructions
+from dpo_nb.models import load_lm
+from dpo_nb.pairrm import PairRM
+ways = dict(lima=lambda: load_instructions("lima"), data=lambda: load_instructions("someone/questions"), model=lambda: load_lm("someone/model"),
+            judge=lambda: PairRM.load("someone/judge"), adapter=lambda: adapter_folder("someone/adapter"))
+def told(do):
+    try: do()
+    except ValueError as e: return str(e).replace(address, "https://huggingface.co")
+def round():
+    tries = {name: pool.submit(told, do) for name, do in ways.items()}
+    wait(tries.values(), 90)
+    return {name: t.result() if t.done() else "nothing, for 90 seconds" for name, t in tries.items()}
+pool = ThreadPoolExecutor(10)
+silently = round()
+silent.close()
+print(json.dumps(dict(silent=silently, gone=round())), flush=True)
+os._exit(0) # Threads that wait for ever
+"""
+
+@cache
+def hub_says():
+    "What is said of a hub that never answers, and of one that is gone."
+    done = subprocess.run([sys.executable, "-c", ASK_HUB, f"{SHELF.name}/hub"], capture_output=True, text=True)
+    return json.loads(done.stdout) if done.returncode == 0 else done.stderr
+
+def hub(given, how, what, says):
+    @case(HUB, f"{given}, from a hub that {dict(silent='never answers', gone='is not there')[how]}", says)
+    def _():
+        def told():
+            said = hub_says()
+            assert isinstance(said, dict), said
+            raise ValueError(said[how][what])
+        return told
+
+for how in ("silent", "gone"):
+    hub("LIMA", how, "lima", "LIMA cannot be fetched … needs a connection … Or give the path")
+    hub("a data set", how, "data", "someone/questions cannot be read … needs a connection")
+    hub("a model", how, "model", "someone/model cannot be loaded … connect … Is it a folder here")
+    hub("a PairRM checkpoint", how, "judge", "someone/judge … the hub did not give it … Check the name and the connection, or give a folder")
+    hub("an adapter", how, "adapter", "someone/adapter … the hub did not give it … the connection")
+
+# Responses
+
+RESPONSES = "Responses"
+STAGES[RESPONSES] = "`generate`, and `dpo_generate`"
+
+def sampling(given, says, **how):
+    @case(RESPONSES, given, says)
+    def _(): return lambda: generate(lm(), asked(), **how)
+
+sampling("no responses are asked for", "n must be a whole number of at least 1; found 0", n=0)
+sampling("a number of responses as text", "n must be a whole number … found '5'", n="5")
+sampling("two and a half responses", "n must be a whole number … found 2.5", n=2.5)
+sampling("a temperature below 0", "temperature must be … 0 … or more; found -1", temperature=-1)
+sampling("a temperature that is NaN", "temperature must be … found nan", temperature=math.nan)
+sampling("a temperature as text", "temperature must be a number … found '0.8'", temperature="0.8")
+sampling("a top_p of 0", "top_p must be … above 0 and at most 1 … found 0", top_p=0)
+sampling("a batch of no instructions", "batch_size must be a whole number of at least 1; found 0", batch_size=0)
+sampling("None for a seed", "seed must be a whole number; found None", seed=None)
+sampling("more new tokens than the model has positions", "max_new_tokens=512 … the 512 positions of tiny … Lower it", max_new_tokens=512)
+
+def to_answer(given, says, instructions, lm=lambda: lm()):
+    @case(RESPONSES, given, says)
+    def _(): return lambda: generate(lm(), instructions(), **SHORT)
+
+to_answer("an empty list of instructions", "the list is empty … Draw some with `load_instructions`", list)
+to_answer("texts in place of instructions", "instructions must be a list of `Instruction`s; found 'Name two fruits.' … `load_instructions` makes them", lambda: ["Name two fruits."])
+to_answer("one instruction in place of a list", "instructions must be a list of `Instruction`s … found", lambda: asked()[0])
+to_answer("the name of a model in place of the model", "lm must be a model … found 'tiny' … Load it: load_lm('tiny')", asked, lambda: "tiny")
+to_answer("the same instruction twice", "is in the list 2 times … Remove the repetitions", lambda: [*asked(), asked()[0]])
+to_answer("a prompt that is longer than the model's context", "'Name two fruits. … 804 tokens … 512 positions of tiny … Shorten or remove it", lambda: [*asked(), Instruction.ask("Name two fruits. " * 200)])
+to_answer("a prompt of 1 MB", "'Name two fruits. … 240,004 tokens … Shorten or remove it", lambda: [Instruction.ask("Name two fruits. " * 60_000)])
+to_answer("an instruction without text", "an instruction needs text … is empty", lambda: [Instruction.ask("  ")])
+to_answer("an instruction that ends with the assistant's turn", "ends with the user's turn … user, assistant … `reference`", lambda: [Instruction([turn("Hi"), turn("Hello", "assistant")])])
+to_answer("a message without text", "must be text … found None", lambda: [Instruction([dict(role="user", content=None)])])
+
+@case(RESPONSES, "a conversation that the chat template refuses", "template of model … (user, user) … the roles must alternate … the user and the assistant in turn")
+def _():
+    strict = "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('the roles must alternate') }}{% endif %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    copy(tiny_path("policy"), "model", {"chat_template.jinja": strict})
+    return lambda: generate(load_lm("model", device="cpu"), [Instruction([turn("Hi"), turn("Why?")])])
+
+@case(RESPONSES, "a model whose weights are NaN", "logits are not finite … its weights are damaged: fetch them again")
+def _():
+    copy(tiny_path("policy"), "model", {"model.safetensors": tensors(lambda t: {k: v * math.nan for k, v in t.items()})})
+    return lambda: generate(load_lm("model", device="cpu"), asked())
+
+@happens(RESPONSES, "control tokens inside a question", "stays text")
+def _():
+    def told():
+        end = lm().tokenizer.convert_ids_to_tokens(lm().end_id)
+        ids, usual = lm().encode([turn(f"What is {end}?")]).prompt, lm().encode([turn("What is it?")]).prompt
+        assert ids.count(lm().end_id) == usual.count(lm().end_id) and end in lm().tokenizer.decode([i for i in ids if i not in lm().control_ids])
+        return f"{end} in a question stays text: the prompt has no more control tokens than any other"
+    return told
+
+@happens(RESPONSES, "a model that answers with nothing", "0 tokens of text … counted")
+def _():
+    empty = said_to(asked()[0], "", "The word cat.")
+    def told():
+        fates = make_pairs(asked()[:1], empty, [Ranking(asked()[0].id, "me", [0., 1.], fingerprint([r.text for r in empty]))]).fates
+        return f"A response of 0 tokens of text is a response: it is judged, and counted ({', '.join(fates.fate)})"
+    return told
+
+# The judge
+
+JUDGE = "The judge"
+STAGES[JUDGE] = "`PairRM.load`, `rank`, and `dpo_rank`"
+
+def judge(given, says, **changed):
+    @case(JUDGE, given, says)
+    def _(): copy(tiny_path("ranker"), "judge", {k.replace("__", "."): v for k, v in changed.items()}); return lambda: PairRM.load("judge")
+
+@case(JUDGE, "a judge that is no folder and not on the hub", "llm-blender/PairMR is no folder here … Check the name and the connection")
+def _(): return lambda: PairRM.load("llm-blender/PairMR")
+
+@case(JUDGE, "a language model in place of PairRM", "model … PairRM … another judge")
+def _(): copy(tiny_path("policy"), "model"); return lambda: PairRM.load("model")
+
+@case(JUDGE, "a PairRM folder with a pickle in place of safetensors", "judge has no model.safetensors … pickle … Where you trust it, convert it")
+def _(): copy(tiny_path("ranker"), "judge", {"model.safetensors": None}); write("judge/pytorch_model.bin", b"PK"); return lambda: PairRM.load("judge")
+
+judge("a PairRM folder without weights", "judge has no model.safetensors … PairRM checkpoint?", model__safetensors=None)
+judge("PairRM weights that are cut", "judge/model.safetensors is not a whole safetensors file … Fetch it again", model__safetensors=half)
+judge("PairRM weights with a tensor of another size", "judge/model.safetensors … other sizes than config.json says … head_layer.1.weight … fetch both again",
+      model__safetensors=tensors(lambda t: {k: v[:, :-1].contiguous() if k == "head_layer.1.weight" else v for k, v in t.items()}))
+judge("PairRM weights without a tensor", "judge/model.safetensors … head_layer.1.weight … Fetch it again", model__safetensors=without("head_layer.1.weight"))
+judge("a PairRM folder without a tokenizer", "judge has no tokenizer.json or spm.model … into the folder", tokenizer__json=None)
+judge("PairRM with the tokenizer of a language model", "judge/tokenizer.json has no [PAD] … PairRM checkpoint", tokenizer__json=lambda old: (tiny_path("policy")/"tokenizer.json").read_bytes())
+judge("a PairRM tokenizer that is cut", "judge/tokenizer.json is damaged … Fetch it again", tokenizer__json=half)
+judge("a PairRM config.json that is no JSON", "judge/config.json … JSON … Fetch it again", config__json=b"{")
+judge("a PairRM config.json that is a list", "judge/config.json … JSON object … Fetch it again", config__json=b"[]")
+judge("a PairRM config.json of another kind of model", "config.json says model_type 'bert' … another judge", config__json=config(model_type="bert"))
+judge("a PairRM config.json with other markers", "config.json has cand1_prefix_id 7 … judge/tokenizer.json … fetch both again", config__json=config(cand1_prefix_id=7))
+
+@case(JUDGE, "responses to other instructions", "response ('d47f41e14b3c621c', 0) belongs to no instruction of this list … made from other instructions")
+def _(): return lambda: pairrm().rank(asked()[:2], answers())
+
+@case(JUDGE, "responses with the same number twice", "two responses have the key ('a2b85a941ded7c13', 0) … Give the responses of one model and one sampling")
+def _(): return lambda: pairrm().rank(asked(), [*answers(), answers()[0]])
+
+@case(JUDGE, "a recipe whose judge, the tiny world's oracle, knows nothing of the questions", "dpo_demo: the oracle knows the tiny world only … Give another judge", error=SystemExit)
+def _(): write("questions.txt", "Why?\nWho?\nWhere?\n"); return lambda: dpo_demo("--instructions questions.txt --num_instructions 2 --judge oracle --num_test_instructions 1 --near_duplicates none".split())
+
+@happens(JUDGE, "one response alone", "scores: None … PairRM compares two")
+def _(): return lambda: (lambda r: f"scores: {r.scores[0]}; reason: {r.detail['reason']}")(pairrm().rank(asked()[:1], said_to(asked()[0], "Hi"))[0])
+
+@happens(JUDGE, "responses that are all empty, or all the same", "scores: 0.0, 0.0; 0.0, 0.0")
+def _(): return lambda: "scores: " + "; ".join(", ".join(map(str, r.scores)) for r in pairrm().rank(asked()[:2], [*said_to(asked()[0], "", ""), *said_to(asked()[1], "Hi", "Hi")]))
+
+@happens(JUDGE, "a response that is longer than the judge can read", "truncated … [True, False]")
+def _(): return lambda: f"it is read as far as it fits, and `detail` says so: truncated = {pairrm().rank(asked()[:1], said_to(asked()[0], 'Glad to help! ' * 2000, 'Hi'))[0].detail['truncated']}"
+
+# Pairs
+
+PAIRS = "Pairs"
+STAGES[PAIRS] = "`make_pairs`, `load_preferences`, `dpo_pairs`, and `dpo_train --dataset`"
+
+def made(given, says, instructions=asked, responses=lambda: answers(), rankings=lambda: ranked(), **how):
+    @case(PAIRS, given, says)
+    def _(): return lambda: make_pairs(instructions(), responses(), rankings(), **how)
+
+made("a ranking of other texts", "the ranking of instruction a2b85a941ded7c13 by oracle is of other texts … Rank these responses again", responses=lambda: [replace(r, text=r.text + "!") for r in answers()])
+made("a ranking of fewer responses", "the ranking of instruction a2b85a941ded7c13 … than these 4 responses … Rank these responses again", responses=lambda: [*answers(), replace(answers()[0], index=3)])
+made("rankings of instructions that are not there", "1 rankings belong to no instruction … d47f41e14b3c621c … Give the instructions that were ranked", lambda: asked()[:2], lambda: answers()[:6])
+made("rankings of two judges", "ranked more than once: by oracle and by me … Give the rankings of one judge", rankings=lambda: [*ranked(), replace(ranked()[0], judge="me")])
+made("a score that is NaN", "a score is a finite number or None; found nan", rankings=lambda: [Ranking(asked()[0].id, "me", [1., math.nan])])
+made("scores as text", "a score is a finite number or None; found '1'", rankings=lambda: [Ranking(asked()[0].id, "me", ["1", "2"])])
+made("a rule that does not exist", "unknown rule 'best' … best_worst, best_rest, all", rule="best")
+made("a margin below 0", "margin is -1 … 0 or more", margin=-1)
+made("a margin that is NaN", "margin is nan … 0 or more", margin=math.nan)
+made("a margin as text", "margin is '1' … 0 or more", margin="1")
+made("a margin that no pair has", "no pairs … tie … lower the margin", margin=9)
+made("no responses at all", "no responses to make pairs of … Run the stage that writes them", responses=list, rankings=list)
+
+def left(given, says, *texts, finished=True):
+    "Responses of which no pair is left."
+    @case(PAIRS, given, says)
+    def _():
+        responses = [r for i in asked() for r in said_to(i, *texts, finished=finished)]
+        return lambda: make_pairs(asked(), responses, pairrm().rank(asked(), responses))
+
+left("responses that are all the same", "no pairs … same text as another … Sample more", "Hi", "Hi", "Hi")
+left("responses that are all empty", "no pairs … same text as another … Sample more", "", "", "")
+left("one response to each instruction", "no pairs … not judged … at least two", "Hi")
+left("responses that were all cut at the limit", "no pairs … cut at the limit … longer responses … allow cut ones", "Hi", "Um.", finished=False)
+
+def by_hand(given, scores, says):
+    @case(PAIRS, given, says, error=SystemExit)
+    def _():
+        write_records("run/instructions.jsonl", asked()[:1]); generate(lm(), asked()[:1], out="run/responses.jsonl", **SHORT)
+        write("run/rankings.jsonl", lines(dict(journal="Ranking", format=1, complete=True, settings={})) + f'{{"instruction_id":"{asked()[0].id}","judge":"me","scores":{scores}}}\n')
+        return lambda: dpo_pairs(["--recipe", "tiny", "--output_dir", "run"])
+
+by_hand("a rankings.jsonl with scores as text", '["1", "2"]', "run/rankings.jsonl, line 2 … `float | null`, got `str` … Correct the line")
+by_hand("a rankings.jsonl with NaN", "[NaN, 1]", "run/rankings.jsonl, line 2 … malformed … Correct the line")
+by_hand("a rankings.jsonl with too few scores", "[1]", "the ranking of instruction a2b85a941ded7c13 by me is of other texts … Rank these responses again")
+by_hand("a rankings.jsonl that does not say which texts were ranked", "[1, 2]", "the ranking of instruction a2b85a941ded7c13 by me is of other texts … Rank these responses again")
+
+GOOD = dict(prompt="Why?", chosen="So.", rejected="No.")
+
+def pairs(given, name, content, says):
+    @case(PAIRS, given, says)
+    def _(): write(name, content); return lambda: load_preferences(name)
+
+pairs("pairs in a .txt file", "pairs.txt", "Why?\n", "pairs.txt is no file of preference pairs … .jsonl, .json, .csv or .parquet")
+pairs("an empty file of pairs", "pairs.jsonl", "", "pairs.jsonl has no rows … Fill it")
+pairs("pairs without a rejected side", "pairs.jsonl", lines(dict(prompt="Why?", chosen="So.")), "pairs.jsonl, line 1 has no `rejected` … prompt, chosen … A pair is")
+pairs("a CSV file of pairs with other names", "pairs.csv", "frage,gut,schlecht\nWhy?,So.,No.\n", "pairs.csv, line 2 has no `prompt` … frage, gut, schlecht … Rename")
+pairs("a pair whose prompt is null", "pairs.jsonl", lines(GOOD, GOOD | dict(prompt=None)), "pairs.jsonl, line 2 has no `prompt` … A pair is")
+pairs("a pair whose prompt is blank", "pairs.jsonl", lines(GOOD, GOOD | dict(prompt=" ")), "pairs.jsonl, line 2 … `prompt` … empty … Correct the row")
+pairs("a pair whose chosen side is NaN", "pairs.jsonl", lines(GOOD | dict(chosen=math.nan)), "pairs.jsonl, line 1 … `chosen` must be … found nan … Correct the row")
+pairs("a pair that is a list", "pairs.jsonl", lines(["Why?", "So.", "No."]), "pairs.jsonl, line 1 must be an object with `prompt`, `chosen` and `rejected` … found ['Why?'")
+pairs("a prompt that ends with the assistant", "pairs.jsonl", lines(GOOD | dict(prompt=[turn("Hi"), turn("Hello", "assistant")])), "pairs.jsonl, line 1 … must end with the user's turn … user, assistant … Correct the row")
+pairs("a chosen side with two turns", "pairs.jsonl", lines(GOOD | dict(chosen=[turn("So.", "assistant"), turn("Who?")], rejected=[turn("No.", "assistant")])), "pairs.jsonl, line 1 … `chosen` must be one message … assistant, user … Earlier turns belong to `prompt`")
+pairs("a parquet file of pairs that is cut", "pairs.parquet", b"PAR1" + bytes(40), "pairs.parquet … parquet file … again")
+
+@case(PAIRS, "pairs that are not there", "no file … pairs.jsonl … Pairs come as")
+def _(): return lambda: load_preferences("pairs.jsonl")
+
+@case(PAIRS, "a folder without pairs", "pairs … folder without data … Pairs come as")
+def _(): write("pairs/notes.md", "Why?"); return lambda: load_preferences("pairs")
+
+def kept(): save_pairs(make_pairs(asked(), answers(), ranked()), "pairs")
+
+@case(PAIRS, "a folder that holds other pairs", "pairs holds other pairs (rule: 'best_worst' there, 'all' now) … use another folder")
+def _(): kept(); return lambda: save_pairs(make_pairs(asked(), answers(), ranked(), rule="all"), "pairs")
+
+@case(PAIRS, "a folder of pairs from which a file was removed", "pairs has no pairs.parquet … Give the folder that `save_pairs` wrote")
+def _(): kept(); Path("pairs/pairs.parquet").unlink(); return lambda: load_preferences("pairs")
+
+@case(PAIRS, "a folder of pairs whose parquet file is cut", "pairs/pairs.parquet is damaged … make the pairs again")
+def _(): kept(); cut("pairs/pairs.parquet"); return lambda: load_preferences("pairs")
+
+@case(PAIRS, "a folder of pairs whose settings.json is cut", "pairs/settings.json is damaged … make the pairs again")
+def _(): kept(); cut("pairs/settings.json"); return lambda: load_preferences("pairs")
+
+# Training
+
+TRAINING = "Training"
+STAGES[TRAINING] = "`train_dpo`, and `dpo_train`"
+
+def training(given, says, rows=(pair(),), new="-", **settings):
+    @case(TRAINING, given, says, new=new)
+    def _(): return lambda: train_dpo(lm(), list(rows) if isinstance(rows, tuple) else rows, "run", **(dict(lora_r=2) | settings))
+
+training("no pairs", "no pair to train on … Make pairs with `make_pairs`", ())
+training("the name of a file in place of pairs", "must be a list of dicts … found the text 'pairs.jsonl' … `load_preferences` reads them", "pairs.jsonl")
+training("pairs of texts in place of messages", "row 0 … `prompt` must be a list of messages … found 'Why?' … `load_preferences` makes messages of texts", (GOOD,))
+training("a pair without a chosen side among good ones", "row 1 … has no `chosen` … A pair is", (pair(), pair() | dict(chosen=None)))
+training("a prompt with a role that does not exist", "row 0 … unknown role 'bard' in `prompt` … Correct the row", (pair() | dict(prompt=[turn("Hi", "bard")]),))
+training("pairs whose two sides are the same", "none of the 1 pairs … chosen and rejected are the same … Give other pairs", (pair(chosen="5.", rejected="5."),))
+training("pairs whose chosen side is empty", "none of the 1 pairs … the chosen response is empty … Give other pairs", (pair(chosen=""),))
+training("only pairs that are longer than max_length", "none of the 1 pairs … 17 tokens, and at most 8 fit … a higher max_length", max_length=8)
+training("a response of 1 MB", "none of the 1 pairs … 540,012 tokens, and at most 512 fit", (pair(chosen="2 + 3 = 5. " * 90_000),), max_length=None)
+training("LoRA targets that match nothing", "no linear layer called c_attn … It has: down_proj … Give some of these as `targets`", targets=["c_attn"])
+training("a rank of 0", "lora_r must be a whole number above 0; found 0", lora_r=0)
+training("a rank as text", "lora_r must be a whole number … found '16'", lora_r="16")
+training("a learning rate of 0", "learning_rate must be a number above 0; found 0.0", learning_rate=0.)
+training("a learning rate that is NaN", "learning_rate must be a number above 0; found nan", learning_rate=math.nan)
+training("a learning rate as text", "learning_rate must be a number … found '5e-5'", learning_rate="5e-5")
+training("a learning rate that is far too high", "the loss is nan at step 2 … Lower the learning rate", tuple(pair(f"What is {a} + 1?") for a in range(8)), new="run/training.json", learning_rate=1e30, batch_size=2, num_epochs=4, max_grad_norm=0)
+training("a negative number of epochs", "num_epochs must be a number above 0; found -1", num_epochs=-1)
+training("a batch of 0 pairs", "batch_size must be a whole number above 0; found 0", batch_size=0)
+training("a beta of 0", "beta must be a number above 0; found 0.0", beta=0.)
+training("a reference that does not exist", "reference is 'base' … or 'start' … found 'itself'", reference="itself")
+training("a mistyped field of TRL", "no field 'loss_typ' … The nearest: loss_type", loss_typ="ipo")
+training("a loss that TRL does not know", "loss_type 'dpo' … sigmoid", loss_type="dpo")
+training("a field that is set by another name", "output_dir cannot be given … a parameter of `train_dpo` by another name", output_dir="there")
+training("a field of TRL with a text for a number", "TRL refuses these settings … warmup_steps='many' … Look up their types", warmup_steps="many")
+training("a report to a package that is not installed", "wandb … pip install wandb", report_to="wandb")
+
+@happens(TRAINING, "one pair that is too long among good ones", "1 of 2 pairs are left out … row 1: 3,012 tokens … All: `.dropped`", new="run/")
+def _(): return lambda: warned(lambda: train_dpo(lm(), [pair(), pair(chosen="2 + 3 = 5. " * 500)], "run", lora_r=2))
+
+def again(given, says, change=lambda: None, rows=(pair(),), **settings):
+    "The folder of a finished training, with which something is wrong."
+    @case(TRAINING, given, says)
+    def _(): copy(trained(), "run"); change(); return lambda: train_dpo(lm(), list(rows), "run", **(dict(lora_r=2) | settings))
+
+again("the folder of a training with other settings", "run holds another training (beta: 0.1 there, 0.5 now) … use another folder", beta=.5)
+again("the folder of a training on other pairs", "run holds another training (pairs: … use another folder", rows=(pair("What is 3 + 2?"),))
+again("a training.json that is cut", "run/training.json is damaged … Use another folder", lambda: cut("run/training.json"))
+again("a training.jsonl that is gone", "run has a finished training … training.jsonl is missing or damaged … use another folder", lambda: Path("run/training.jsonl").unlink())
+again("a training.jsonl that is cut", "run has a finished training … training.jsonl is missing or damaged … use another folder", lambda: write("run/training.jsonl", '{"loss": '))
+again("a folder with an adapter of something else", "run has adapter, but no training.json … Use another folder", lambda: Path("run/training.json").unlink())
+
+@case(TRAINING, "a file where the folder of the training is to go", "run is a file … Choose another name")
+def _(): write("run", "Do not lose this.\n"); return lambda: train_dpo(lm(), [pair()], "run", lora_r=2)
+
+@happens(TRAINING, "a checkpoint that is torn", "starts again", new="run/")
+def _():
+    copy(trained(), "run"); shutil.rmtree("run/adapter"); [torn] = Path("run/checkpoints").iterdir(); cut(torn/"optimizer.pt")
+    def told():
+        before = (trained()/"adapter/adapter_model.safetensors").read_bytes()
+        train_dpo(lm(), [pair()], "run", lora_r=2, seen=asked())
+        assert Path("run/adapter/adapter_model.safetensors").read_bytes() == before
+        return "it is passed over: the training starts again from the one before it, or from the beginning, and ends with the same adapter"
+    return told
+
+@case(TRAINING, "dpo_train before dpo_pairs", "dpo_train: run has no pairs … Run dpo_pairs with this --output_dir first", error=SystemExit)
+def _(): return lambda: dpo_train(["--recipe", "tiny", "--output_dir", "run"])
+
+# Adapters
+
+ADAPTERS = "Adapters"
+STAGES[ADAPTERS] = "`load_adapter`, `merge_adapter`, and `--adapter` of all scripts"
+
+def adapter(given, says, load=lambda: load_adapter(lm(), "adapter"), **changed):
+    @case(ADAPTERS, given, says)
+    def _(): copy(trained()/"adapter", "adapter", {k.replace("__", "."): v for k, v in changed.items()}); return load
+
+adapter("an adapter that is not there", "runs/mine/adaptor is no folder here … Give the folder `adapter` of a training", lambda: load_adapter(lm(), "runs/mine/adaptor"))
+adapter("a file of an adapter in place of its folder", "adapter/adapter_model.safetensors is a file … Give the folder that it is in", lambda: load_adapter(lm(), "adapter/adapter_model.safetensors"))
+adapter("an adapter_config.json that is cut", "adapter/adapter_config.json is damaged … Copy or fetch the adapter again", adapter_config__json=half)
+adapter("an adapter_config.json of a kind that PEFT does not know", "adapter/adapter_config.json … a kind that PEFT does not know … 'MAGIC' … again", adapter_config__json=config(peft_type="MAGIC"))
+adapter("an adapter whose weights are cut", "adapter/adapter_model.safetensors is not a whole safetensors file … again", adapter_model__safetensors=half)
+adapter("an adapter without one of its layers", "adapter: … do not belong together … layers.1.self_attn.q_proj … again", adapter_model__safetensors=without("layers.1.self_attn.q_proj"))
+adapter("an adapter of another rank than its configuration says", "adapter: … do not belong together … shapes … again", adapter_config__json=config(r=16))
+adapter("an adapter whose base.json is cut", "adapter/base.json is damaged … Restore it", base__json=half)
+adapter("an adapter whose base.json is another object", "adapter/base.json is damaged … Restore it", base__json=b"{}")
+adapter("an adapter of another model", "adapter was trained on tiny … model has the weights … Load the model that it was trained on",
+        lambda: (copy(tiny_path("policy"), Path(SHELF.name)/"model", {"tokenizer_config.json": lambda old: old + b" "}), load_adapter(replace_name(load_lm(Path(SHELF.name)/"model", device="cpu")), "adapter")))
+adapter("an adapter of another model, and nothing that says of which", "adapter adapts model.layers.30.mlp.down_proj, and tiny has no such layer … Load the model",
+        base__json=None, adapter_model__safetensors=tensors(lambda t: {k.replace("layers.1.", "layers.30."): v for k, v in t.items()}))
+adapter("an adapter on a model that has one already", "tiny-dpo has an adapter already … `.base`", lambda: load_adapter(load_adapter(lm(), "adapter"), "adapter"))
+adapter("a further training with another rank than the adapter has", "the adapter in adapter … (r: 2 there, 4 now) … Give `lora_r`", lambda: train_dpo(load_adapter(lm(), "adapter"), [pair()], "run", lora_r=4))
+adapter("a merge in a precision that does not exist", "dtype is 'auto', 'float32' … found 'int8'", lambda: merge_adapter("tiny", "adapter", "merged", dtype="int8"))
+adapter("a merge into a model that is not there", "no/model has no config.json … Give the folder that `save_pretrained` wrote, or a hub name", lambda: merge_adapter("no/model", "adapter", "merged"))
+
+def replace_name(lm): lm.name = "model"; return lm
+
+@case(ADAPTERS, "a pickle in place of an adapter's safetensors", "adapter has adapter_model.bin … a pickle, which is not opened … Where you trust it, convert it")
+def _(): copy(trained()/"adapter", "adapter", {"adapter_model.safetensors": None}); write("adapter/adapter_model.bin", b"PK"); return lambda: load_adapter(lm(), "adapter")
+
+@case(ADAPTERS, "the folder of a training in place of its adapter", "run has no adapter_config.json … it is no adapter … Give run/adapter")
+def _(): copy(trained(), "run"); return lambda: load_adapter(lm(), "run")
+
+@case(ADAPTERS, "a merge into a folder that holds something else", "merged is there already … Use another folder")
+def _(): with_adapter(); write("merged/notes.md", "Do not lose this."); return lambda: merge_adapter("tiny", "adapter", "merged")
+
+@happens(ADAPTERS, "an adapter without base.json, trained elsewhere", "nothing says what it was trained on … may be one of those")
+def _():
+    from dpo_nb.dpo import trained_on
+    copy(trained()/"adapter", "adapter", {"base.json": None}); return lambda: warned(lambda: trained_on("adapter"))
+
+# Evaluation
+
+EVALUATION = "Evaluation"
+STAGES[EVALUATION] = "`compare`, and `dpo_evaluate`"
+
+class OneScore:
+    "A judge that does not do what a judge does."
+    name = "mine"
+    def rank(self, instructions, responses, out=None): return [Ranking(i.id, "mine", [1.]) for i in instructions]
+
+def answered(): return dict(base=[said_to(i, "Um.")[0] for i in asked()], tuned=[said_to(i, "Glad to help!")[0] for i in asked()])
+
+def comparison(given, says, instructions=asked, completions=answered, judge=Oracle, seen=list):
+    @case(EVALUATION, given, says)
+    def _(): return lambda: compare(instructions(), completions(), judge(), seen=seen())
+
+comparison("instructions that were trained on", "2 of 3 instructions were trained on … 'Write a thank-you note … see `unseen`", seen=lambda: asked()[:2])
+comparison("texts where compare asks what was trained on", "found 'Why?' … Give the list that `load_instructions` returned", seen=lambda: ["Why?"])
+comparison("completions in another order", "the completions of 'tuned' do not answer these 3 instructions … Make them with `complete`", completions=lambda: answered() | dict(tuned=answered()["tuned"][::-1]))
+comparison("completions of one model alone", "two models are compared … found 'base'", completions=lambda: dict(base=answered()["base"]))
+comparison("completions of three models", "two models are compared … found 'base', 'tuned', 'third' … one after the other", completions=lambda: answered() | dict(third=answered()["base"]))
+comparison("texts in place of completions", "the completions of 'base' must be `Response`s; found 'a' … Make them with `complete`", completions=lambda: dict(base=["a"] * 3, tuned=["b"] * 3))
+comparison("no instructions to compare on", "the list is empty … Draw some with `unseen`", list, lambda: dict(base=[], tuned=[]))
+comparison("the name of a judge in place of the judge", "the judge must be an object with `rank` … found 'oracle'", judge=lambda: "oracle")
+comparison("a judge that gives one score where two are compared", "the judge mine did not give two scores … a score or None for each response", judge=OneScore)
+
+@case(EVALUATION, "a journal with rankings of other answers", "the ranking of instruction a2b85a941ded7c13 by oracle is of other texts … into another file")
+def _(): compare(asked(), answered(), Oracle(), [], "rankings.jsonl"); return lambda: compare(asked(), answered() | dict(tuned=answered()["base"]), Oracle(), [], "rankings.jsonl")
+
+WHY = Instruction.ask("Why?")
+
+@case(EVALUATION, "questions that the judge cannot judge", "none of the 1 instructions was judged")
+def _(): return lambda: wins(compare([WHY], dict(base=said_to(WHY, "So."), tuned=said_to(WHY, "No.")), Oracle(), seen=[]))
+
+@happens(EVALUATION, "too few instructions to tell", "3 instructions are too few to tell … Compare on more of them")
+def _(): return lambda: warned(lambda: wins(compare(asked(), answered(), Oracle(), seen=[])))
+
+def evaluation(given, says, *flags):
+    @case(EVALUATION, given, says, error=SystemExit)
+    def _():
+        with_adapter(); Path("results.csv").mkdir(); write("questions.txt", "".join(f"{i.text}\n" for i in asked()))
+        return lambda: dpo_evaluate(["--recipe", "tiny", "--num_test_instructions", "2", "--max_new_tokens", "8", *flags])
+
+MINE = "--adapter", "mine=adapter"
+evaluation("dpo_evaluate without an adapter", "required: --adapter … --help")
+evaluation("`--adapter adapter`: no name", "expected NAME=PATH … found 'adapter'", "--adapter", "adapter")
+evaluation("`--adapter base=adapter`: the name of the base model", "is not 'base' … found 'base=adapter'", "--adapter", "base=adapter")
+evaluation("two adapters with the same name", "two adapters have the same name … a name of its own", *MINE, *MINE)
+evaluation("`--adapter mine=runs/mine`, which is not there", "runs/mine is no folder here … Give the folder `adapter` of a training", "--adapter", "mine=runs/mine")
+evaluation("`--output_file results`: no ending", "--output_file results needs an ending, such as .csv", *MINE, "--output_file", "results")
+evaluation("`--output_file results.csv`, which is a folder", "results.csv is a folder … Give the name of a file", *MINE, "--output_file", "results.csv")
+evaluation("`--num_test_instructions 9999`: more than there are", "tiny:test … 9999 instructions were asked for … 400 can be used … Ask for fewer", *MINE, "--num_test_instructions", "9999")
+evaluation("`--judge me/myself`, which is not there", "me/myself is no folder here … Check the name and the connection", *MINE, "--judge", "me/myself")
+evaluation("`--test_instructions questions.txt`, all of them trained on", "questions.txt … 3 were trained on … Give another source", *MINE, "--test_instructions", "questions.txt", "--judge", "tiny")
+
+# Files of a run
+
+FOLDERS = "Files of a run"
+STAGES[FOLDERS] = "the journals and folders that every stage keeps"
+
+def damaged(given, says, change):
+    @case(FOLDERS, given, says)
+    def _():
+        journal(); write("responses.jsonl", "\n".join(change(Path("responses.jsonl").read_text().splitlines())) + "\n")
+        return lambda: generate(lm(), asked(), out="responses.jsonl", **SHORT)
+
+damaged("a line of a journal that is no JSON any more", "responses.jsonl, line 3 … malformed … Correct the line, or remove it", lambda rows: [*rows[:2], rows[2][:-5], *rows[3:]])
+damaged("a line of a journal without one of its fields", "responses.jsonl, line 2 … missing required field `text` … Correct the line", lambda rows: [rows[0], rows[1].replace('"text":', '"txt":'), *rows[2:]])
+damaged("a number as text in a journal", "responses.jsonl, line 2 … Expected `int`, got `str` - at `$.index` … Correct the line", lambda rows: [rows[0], rows[1].replace('"index":0', '"index":"0"'), *rows[2:]])
+damaged("a line that stands twice in a journal", "responses.jsonl, line 8 … there already … Remove one of the two lines", lambda rows: [*rows, rows[-1]])
+damaged("a journal without its first line", "responses.jsonl, line 1 is not the first line of a journal … move this file away", lambda rows: rows[1:])
+
+def other(given, says, make=journal, **how):
+    "Something else stands where the journal is to go."
+    @case(FOLDERS, given, says)
+    def _(): make(); return lambda: generate(lm(), how.get("asked", asked()), out="responses.jsonl", **SHORT | {k: v for k, v in how.items() if k != "asked"})
+
+other("a journal in UTF-16", "responses.jsonl, line 1 is not the first line of a journal … move this file away", lambda: write("responses.jsonl", '{"format": 1}\n'.encode("utf-16")))
+other("a journal of another run, with another temperature", "responses.jsonl was made with other settings (temperature: 0.8 there, 0.1 now) … use another run folder", temperature=.1)
+other("a journal of another run, with other instructions", "responses.jsonl was made with other settings (instructions: … use another run folder", asked=asked()[:2])
+other("a journal of rankings in place of responses", "responses.jsonl is a journal of Ranking records, not of Response … Choose another path", lambda: Oracle().rank(asked(), answers(), "responses.jsonl"))
+other("a file of one's own where the journal is to go", "responses.jsonl, line 1 is not the first line of a journal … Choose another path", lambda: write("responses.jsonl", "Do not lose this.\n"))
+other("a folder where the journal is to go", "responses.jsonl is a folder … Choose another path", lambda: Path("responses.jsonl").mkdir())
+
+def generated(given, says, folder, make=lambda: None, around=lambda do: do, **how):
+    @case(FOLDERS, given, says, **(dict(error=SystemExit) | how))
+    def _(): make(); return around(lambda: dpo_generate([*TINY, "--output_dir", folder]))
+
+generated("a file where the folder of the run is to go", "dpo_generate: mine cannot be used … choose another name", "mine", lambda: write("mine", "Do not lose this.\n"))
+generated("a folder of the run inside a file", "dpo_generate: mine/run cannot be used … choose another name", "mine/run", lambda: write("mine", "Do not lose this.\n"))
+generated("a folder with a name that is too long", "dpo_generate: mmm … File name too long … Choose a shorter name", "m" * 300)
+generated("a folder in which one may not write", "dpo_generate: locked … Permission denied … choose another place", "locked", lambda: Path("locked").mkdir(), partial(locked, "locked"))
+generated("a mount that is read-only", "dpo_generate: drive/run … Read-only file system … choose another place", "drive/run", lambda: Path("drive").mkdir(), partial(read_only, "drive"))
+generated("a folder with spaces and characters of all kinds in its name", "4 responses to 2 instructions … Läufe mit 😀/responses.jsonl", "Läufe mit 😀", error=None, new="Läufe mit 😀/")
+
+@case(FOLDERS, "a file of questions that one may not read", "dpo_generate: questions.txt cannot be used (Permission denied) … Give yourself the right", error=SystemExit)
+def _(): write("questions.txt", "Why?\n"); return locked("questions.txt", lambda: dpo_generate([*TINY, "--dataset", "questions.txt"]))
+
+def stage(given, says, script, make=lambda: None, *flags):
+    @case(FOLDERS, given, says, error=SystemExit)
+    def _(): make(); return lambda: script(["--recipe", "tiny", "--output_dir", "run", *flags])
+
+def edit(name, old, new): text = Path(name).read_text(); assert old in text; write(name, text.replace(old, new))
+
+stage("dpo_rank before dpo_generate", "dpo_rank: run/instructions.jsonl is not there … an earlier stage: run that first", dpo_rank)
+stage("dpo_pairs before dpo_rank", "dpo_pairs: run/rankings.jsonl is not there … an earlier stage: run that first", dpo_pairs, stages)
+stage("dpo_rank when dpo_generate was broken off", "dpo_rank: run/responses.jsonl is not complete … Start that stage again first", dpo_rank, lambda: (stages(), edit("run/responses.jsonl", '"complete": true', '"complete": false')))
+stage("a text that was edited in instructions.jsonl", "dpo_rank: run/instructions.jsonl, line 2 … does not belong to these messages … Correct the line", dpo_rank, lambda: (stages(), edit("run/instructions.jsonl", asked()[1].text, "Why?")))
+stage("the folder of a run of another recipe", "dpo_demo: run is the run of another recipe (beta: 0.1 there, 0.2 now) … use another folder", dpo_demo, lambda: Run("run", recipes["tiny"]), "--beta", ".2")
+stage("a recipe.json that is cut", "dpo_demo: run/recipe.json is damaged … use another run folder", dpo_demo, lambda: (Run("run", recipes["tiny"]), cut("run/recipe.json")))
+stage("a folder of one's own with an adapter in it", "dpo_demo: run is no run folder … has adapter … Use another folder", dpo_demo, lambda: write("run/adapter/adapter_config.json", "{}"))
+
+# Recipes and flags
+
+RECIPES = "Recipes and flags"
+STAGES[RECIPES] = "`run_recipe`, and the flags of all scripts"
+
+def flags(given, says, script, *args):
+    @case(RECIPES, given, says, error=SystemExit)
+    def _(): return lambda: script([*args])
+
+flags("`dpo_demo --learning-rate 1e-4`: a flag that does not exist", "unrecognized arguments: --learning-rate … --help", dpo_demo, "--learning-rate", "1e-4")
+flags("`dpo_demo runs/mine`: a word without a flag", "unrecognized arguments: runs/mine … --help", dpo_demo, "runs/mine")
+flags("`dpo_demo --recipe mistral`: a recipe that does not exist", "--recipe: invalid choice: 'mistral' … mistral-7b-lima-pairrm", dpo_demo, "--recipe", "mistral")
+flags("`dpo_demo --seed`: no value", "--seed: expected one argument … --help", dpo_demo, "--seed")
+flags("`dpo_demo --seed -1`", "seed must be from 0 … found -1", dpo_demo, "--seed", "-1")
+flags("`dpo_demo --num_instructions ten`", "--num_instructions: invalid int value: 'ten' … --help", dpo_demo, "--num_instructions", "ten")
+flags("`dpo_demo --num_instructions 100000`: more than there are", "tiny … 100000 instructions were asked for … 2,000 can be used … Ask for fewer", dpo_demo, "--num_instructions", "100000")
+flags("`dpo_demo --num_epochs 1,5`: a comma for the point", "--num_epochs: invalid float value: '1,5' … --help", dpo_demo, "--num_epochs", "1,5")
+flags("`dpo_demo --learning_rate -1`", "learning_rate must be above 0; found -1.0", dpo_demo, "--learning_rate", "-1")
+flags("`dpo_demo --learning_rate nan`", "learning_rate must be above 0; found nan", dpo_demo, "--learning_rate", "nan")
+flags("`dpo_demo --margin -1`", "margin must be 0 or more; found -1.0", dpo_demo, "--margin", "-1")
+flags("`dpo_demo --responses_per_instruction 1`", "responses_per_instruction must be at least 2 … a preference is between two", dpo_demo, "--responses_per_instruction", "1")
+flags("`dpo_demo --temperature 0`", "temperature must be above 0 … nothing to prefer", dpo_demo, "--temperature", "0")
+flags("`dpo_demo --threads 0`", "threads must be above 0; found 0", dpo_demo, "--threads", "0")
+flags("`dpo_demo --max_new_tokens 512`: as many as the model has positions", "max_new_tokens=512 leaves no room … 512 positions of tiny … Lower it", dpo_demo, "--max_new_tokens", "512")
+flags("`dpo_demo --model no/model`, which is not there", "no/model cannot be loaded … Is it a folder here, or the exact name", dpo_demo, "--model", "no/model")
+flags("`dpo_demo --reference start` without an adapter", "reference='start' … there is none … Give adapter", dpo_demo, "--reference", "start")
+flags("`dpo_demo --dpo loss_type=ipo`: no JSON", "--dpo: expected a JSON object such as '{\"loss_type\": \"ipo\"}'; found 'loss_type=ipo'", dpo_demo, "--dpo", "loss_type=ipo")
+flags("`dpo_demo --dpo '{\"loss_typ\": \"ipo\"}'`: a mistyped field of TRL", "no field 'loss_typ' … The nearest: loss_type", dpo_demo, "--dpo", '{"loss_typ": "ipo"}')
+flags("`dpo_demo --dpo '{\"beta\": 0.2}'`: a setting of the recipe among TRL's fields", "beta is a setting of the recipe itself: give it there", dpo_demo, "--dpo", '{"beta": 0.2}')
+flags("`dpo_generate --dataset '{tiny: 1}'`: a mixture that is no JSON", "--dataset … expected a JSON object such as … found '{tiny: 1}'", dpo_generate, "--recipe", "tiny", "--dataset", "{tiny: 1}")
+flags("`dpo_pairs --rule worst`", "'worst' … best_worst, best_rest, all", dpo_pairs, "--recipe", "tiny", "--rule", "worst")
+flags("`dpo_train --dataset pairs.jsonl`, which is not there", "no file … pairs.jsonl … Pairs come as", dpo_train, "--recipe", "tiny", "--dataset", "pairs.jsonl")
+
+def recipe(given, says, **fields):
+    @case(RECIPES, given, says)
+    def _(): return lambda: run_recipe(replace(recipes["tiny"], **fields), "run", say=lambda line: None)
+
+recipe("a recipe with text for a number", "learning_rate … float … found '1e-4'", learning_rate="1e-4")
+recipe("a recipe with half an instruction", "num_instructions … int … found 2.5", num_instructions=2.5)
+recipe("a recipe with None for a number", "batch_size … int … found None", batch_size=None)
+recipe("a recipe with NaN for a number", "beta must be above 0; found nan", beta=math.nan)
+recipe("a recipe with a text for yes or no", "allow_cut … bool … found 'yes'", allow_cut="yes")
+recipe("a recipe without a model", "names no model … Give a folder, a name on the hub, or 'tiny'", model="")
+
+@case(RECIPES, "a recipe with a field that does not exist", "unexpected keyword argument 'learning_rat'", error=TypeError)
+def _(): return lambda: replace(recipes["tiny"], learning_rat=1e-4)
+
+@case(RECIPES, "the name of a recipe in place of the recipe", "expected a `Recipe`; found 'tiny' … recipes['tiny']")
+def _(): return lambda: run_recipe("tiny", "run")
+
+# What is told, and that nothing is lost
+
+def hashes(): return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(Path().rglob("*")) if p.is_file() and p.name != ".lock"}
+
+@cache
+def told(given):
+    "What one is told in a case, in a folder of its own."
+    c, out, err = CASES[given], io.StringIO(), io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         do = c.make()
-        before = {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in Path().rglob("*") if p.is_file()}
-        out, err = io.StringIO(), io.StringIO()
-        try:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings(record=True) as w: told, kind = do(), None
-        except SystemExit as e: told, kind = err.getvalue(), f"exit {e.code}"
-        except BaseException as e: told, kind = str(e), type(e).__name__
-        after = {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in Path().rglob("*") if p.is_file()}
-        return told, kind, {k for k in before if after.get(k) != before[k]}, set(after) - set(before)
+        before = hashes()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try: text, kind = do(), None
+            except pytest.skip.Exception as e: return e.msg, pytest.skip.Exception, []
+            except (Exception, SystemExit) as e: text, kind = str(e), type(e)
+        after = hashes()
+        lost = [f for f in before if before[f] != after.get(f)] + [f for f in after if f not in before and not f.startswith(c.new)]
+        if kind is SystemExit: text = "\n".join(line for line in err.getvalue().splitlines() if not line.startswith("usage: ")) if text == "2" else f"exit {text}"
+        elif kind is None and text is None: text = out.getvalue().strip()
+        text = str(text).replace(f"{Path(folder).resolve()}/", "").replace(f"{SHELF.name}/", "")
+    return re.sub(r"http://127\.0\.0\.1:\d+", "ADDRESS", text), kind, lost
+
+@pytest.mark.parametrize("given", CASES)
+def test_one_is_told_what_is_wrong_and_where_and_what_to_do_and_nothing_is_lost(given):
+    c, (text, kind, lost) = CASES[given], told(given)
+    if kind is pytest.skip.Exception: pytest.skip(text)
+    assert kind is None if c.error is None else kind is not None and issubclass(kind, c.error), (kind, text)
+    assert [part for part in c.says.split(" … ") if part not in text] == [], text
+    assert text.strip() and "\n" not in text.strip() and "Traceback" not in text, text
+    assert lost == []
+
+# The page
+
+HEAD = """# What can go wrong, and what you are told
+
+> Bad input, stage by stage, with the words that come back
+
+A message says what happened, where (the file, the row, the field), and what to do. Nothing of yours is changed or lost by an error: each case below is run by `tests/test_bad_input.py`, which also compares every file before and after. In a notebook a message is a `ValueError`; a script prints it as its one line and ends with 2. What is no error says *no error* and what happens instead.
+
+This page is written by `python tests/test_bad_input.py`. Long messages are cut here.
+"""
+
+def escaped(text):
+    "A text as it should stand in a table of markdown."
+    text = text if len(text) <= 300 else text[:299] + "…"
+    return re.sub(r"([\\`*_<>|\[\]$~])", r"\\\1", " ".join(text.split())).replace("--", r"\--")
+
+def row(given):
+    text, kind, _ = told(given)
+    if kind is pytest.skip.Exception: return next((line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {given} |")), "")
+    return f"| {given} | {'*no error:* ' if CASES[given].error is None else ''}{escaped(text)} |"
+
+def page():
+    parts = [HEAD]
+    for stage, what in STAGES.items():
+        parts.append(f"\n## {stage}\n\nIn {what}.\n\n| what you gave | what you are told |\n|---|---|\n")
+        parts += [row(given) + "\n" for given, c in CASES.items() if c.stage == stage]
+    return "".join(parts)
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="some words are Python's, and the page shows those of 3.11")
+def test_the_page_says_what_the_code_says():
+    assert PAGE.read_text(encoding="utf-8") == page()
+
+def test_there_are_many_cases_in_every_stage():
+    counts = {stage: sum(c.stage == stage for c in CASES.values()) for stage in STAGES}
+    assert sum(counts.values()) == len(CASES) >= 80 and min(counts.values()) >= 10
 
 if __name__ == "__main__":
-    import time
-    for name, c in CASES.items():
-        if len(sys.argv) > 1 and not re.search(sys.argv[1], c.stage + name): continue
-        t = time.process_time()
-        try: told, kind, changed, new = outcome(c)
-        except Exception as e: told, kind, changed, new = repr(e), "CASE BROKEN", "", ""
-        print(f"[{c.stage}] {name}  ({kind}{', NEW ' + str(new) if new else ''}{', CHANGED ' + str(changed) if changed else ''}, {time.process_time()-t:.1f} s)\n      {told if kind != 'exit 2' else told.strip()}"[:1200])
+    if sys.argv[1:]:
+        for given, c in CASES.items():
+            if re.search(sys.argv[1], f"{c.stage}: {given}"): print(f"{c.stage}: {given}\n    {told(given)}")
+    else: PAGE.write_text(page(), encoding="utf-8")

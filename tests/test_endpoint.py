@@ -1,5 +1,6 @@
 "Responses from a server: a real one, which is killed like its client, and small ones that fail in every way a server can."
-import asyncio, json, os, signal, socket, subprocess, sys, time, urllib.request, warnings
+import asyncio, json, os, random, signal, socket, subprocess, sys, time, urllib.request, warnings
+from dataclasses import replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -8,8 +9,10 @@ from threading import Lock, Thread
 import pytest
 
 from conftest import ROOT, kill_when
+from dpo_nb.cli import dpo_generate
 from dpo_nb.generate import Withheld, generate, withheld_file
 from dpo_nb.models import Endpoint, load_lm
+from dpo_nb.recipes import recipes, run_recipe
 from dpo_nb.records import Instruction, Journal, Response, read_journal, read_records
 from dpo_nb.tiny import TinyWorld, tiny_path
 
@@ -282,3 +285,32 @@ def test_ctrl_c_stops_at_once_and_keeps_what_has_come(serve, tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=20) != 0 and time.monotonic() - pressed < 10
     assert len(Journal(out, Response).rows) == 20
+
+# The whole job
+
+class Demonstrator(Server):
+    "Answers questions of the tiny world, sometimes well and sometimes badly, and one not at all."
+    models, world = ["tiny"], TinyWorld()
+    def answer(self, body, k):
+        rng = random.Random(body["seed"])
+        if body["seed"] % 40 == 0: return self.done(None, "content_filter")
+        self.done(self.world.demonstration(Instruction.ask(body["messages"][-1]["content"]), rng.random(), rng))
+
+def test_a_run_whose_responses_come_from_a_server(serve, tmp_path):
+    url, said = serve(Demonstrator), []
+    r = replace(recipes["tiny"], endpoint=url, num_instructions=20, num_test_instructions=20, num_epochs=1)
+    with pytest.warns(UserWarning, match="withholds"): result = run_recipe(r, tmp_path/"run", said.append)
+    missing = read_records(tmp_path/"run"/"responses_withheld.jsonl", Withheld)
+    there = read_journal(tmp_path/"run"/"responses.jsonl", Response)
+    assert len(there) + len(missing) == 100 and missing and len(result.pairs.fates) == len(there)
+    assert f"{len(missing)} responses were withheld" in result.notes[0]
+    assert len(result.comparison.table) == 20 and result.training.pairs > 20
+    with pytest.raises(SystemExit): dpo_generate(["--recipe", "tiny", "--model", "nobody", "--endpoint", url, "--output_dir", str(tmp_path/"other")])
+
+def test_the_script_asks_a_real_server(served, tmp_path, capsys):
+    asked = ["--recipe", "tiny", "--num_instructions", "4", "--responses_per_instruction", "2", "--output_dir", str(tmp_path/"run")]
+    dpo_generate([*asked, "--endpoint", served.url, "--model", served.model])
+    assert "8 responses to 4 instructions" in capsys.readouterr().out
+    assert len(read_journal(tmp_path/"run"/"responses.jsonl", Response)) == 8
+    with pytest.raises(SystemExit): dpo_generate([*asked, "--endpoint", served.url, "--model", served.model, "--quantization", "nf4"])
+    assert "--quantization is for a model that is loaded here" in capsys.readouterr().err

@@ -20,7 +20,7 @@ def fill(disk, left):
     "Leave so many pages."
     (disk/"ballast").write_bytes(b"\0" * BLOCK * (shutil.disk_usage(disk).free // BLOCK - left))
 
-def pages(folder): return sum(-(-p.stat().st_size // BLOCK) if p.is_file() else 1 for p in folder.rglob("*"))
+def pages(folder): return sum(-(-p.stat().st_size // BLOCK) for p in folder.rglob("*") if p.is_file())
 
 def starve(script, disk, unbroken, left):
     "Run a script with so many pages left; make room; run it again."

@@ -16,8 +16,8 @@ from dpo_nb.records import *
 from test_templates import added, lm_for
 
 COMMON = dict(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("always the same", settings(max_examples=50, derandomize=True, **COMMON))
-settings.register_profile("others each time", settings(max_examples=500, print_blob=True, **COMMON))
+settings.register_profile("always the same", settings(max_examples=40, derandomize=True, **COMMON))
+settings.register_profile("others each time", settings(max_examples=400, print_blob=True, **COMMON))
 settings.load_profile("always the same")
 
 def pytest_generate_tests(metafunc):
@@ -322,7 +322,10 @@ def test_a_row_is_drawn_as_if_it_were_alone(rows, u, temperature):
     numbers = torch.full((len(rows),), u, dtype=torch.float64)
     together = pick(torch.tensor(rows), numbers, temperature).tolist()
     assert together == [pick(torch.tensor([row]), numbers[:1], temperature).item() for row in rows]
-    assert pick(torch.tensor(rows), numbers, 0).tolist() == pick(torch.tensor(rows), numbers, temperature, top_k=1).tolist() == [row.index(max(row)) for row in rows]
+    assert pick(torch.tensor(rows), numbers, 0).tolist() == [row.index(max(row)) for row in rows]
+    p = torch.softmax(torch.tensor(rows, dtype=torch.float64) / temperature, -1)
+    best = pick(torch.tensor(rows), numbers, temperature, top_k=1)
+    assert torch.equal(p.gather(1, best[:, None])[:, 0], p.amax(-1))
 
 @given(st.integers(1, 6).flatmap(lambda n: st.lists(st.lists(st.floats(-9, 9, width=32), min_size=n, max_size=n), min_size=n, max_size=n)), st.randoms(use_true_random=False))
 def test_pairrm_scores_weigh_both_orders(rows, rng):

@@ -1,5 +1,5 @@
-"Two processes on one folder: the second is refused, the first is not disturbed, and however it ends, the folder is free."
-import os, shutil, signal
+"Two processes on one folder: the second is refused, the first is not disturbed. (That a killed process leaves its folder free is in test_killed.)"
+import shutil, signal
 
 import pytest
 
@@ -8,37 +8,24 @@ from dpo_nb.recipes import pair_stage, ranking_stage, recipes, run_recipe
 
 REFUSED = "is in use: another process works in it. Wait until that one has ended, or give this one another folder."
 
-@pytest.fixture
-def first(tmp_path, unbroken):
-    "A dpo_generate that stands still in the middle of its work, and its folder."
-    run = tmp_path/"evaluation"
-    process = start("dpo_generate", *flags("dpo_generate", run))
-    signal_when(process, lambda: lines(run/"responses.jsonl") > 1, signal.SIGSTOP)
-    yield process, run
-    if process.poll() is None: process.kill()
-
 def second(script, run):
     "The flags of a script that writes into the same folder."
     return flags(script, run.parent if script == "dpo_evaluate" else run) # Its journals lie in evaluation/
 
-def test_a_second_process_is_refused(first, unbroken):
-    process, run = first
-    there = {p.name: p.read_bytes() for p in run.iterdir()}
-    for script in (*SCRIPTS, "dpo_demo"):
-        code, said = call(script, *second(script, run))
-        assert (code, said) == (2, f"{script}: {run} {REFUSED}\n")
-    with pytest.raises(ValueError, match=REFUSED): run_recipe(recipes["tiny"], run)
-    for stage, made in ((ranking_stage, 2), (pair_stage, 3)):
-        with pytest.raises(ValueError, match=REFUSED): stage(recipes["tiny"], run, *[[]] * made)
-    assert {p.name: p.read_bytes() for p in run.iterdir()} == there
-    process.send_signal(signal.SIGCONT)
-    assert process.wait() == 0 and differ(run, unbroken("dpo_generate")[0]) == []
+def test_a_second_process_is_refused(tmp_path, unbroken):
+    run = tmp_path/"evaluation"
+    first = start("dpo_generate", *flags("dpo_generate", run))
+    signal_when(first, lambda: lines(run/"responses.jsonl") > 1, signal.SIGSTOP) # It stands still in the middle of its work
+    try:
+        there = {p.name: p.read_bytes() for p in run.iterdir()}
+        for script in (*SCRIPTS, "dpo_demo"): assert call(script, *second(script, run)) == (2, f"{script}: {run} {REFUSED}\n")
+        with pytest.raises(ValueError, match=REFUSED): run_recipe(recipes["tiny"], run)
+        for stage, made in ((ranking_stage, 2), (pair_stage, 3)):
+            with pytest.raises(ValueError, match=REFUSED): stage(recipes["tiny"], run, *[[]] * made)
+        assert {p.name: p.read_bytes() for p in run.iterdir()} == there
+    finally: first.send_signal(signal.SIGCONT)
+    assert first.communicate()[1] == "" and first.returncode == 0 and differ(run, unbroken("dpo_generate")[0]) == []
     assert call("dpo_rank", *flags("dpo_rank", run)) == (0, "") and differ(run, unbroken("dpo_rank")[0]) == []
-
-def test_a_folder_is_free_when_its_process_was_killed(first, unbroken):
-    process, run = first
-    process.kill(); process.wait()
-    assert call("dpo_generate", *flags("dpo_generate", run)) == (0, "") and differ(run, unbroken("dpo_generate")[0]) == []
 
 def test_what_is_only_read_needs_no_lock(tmp_path, unbroken):
     "Pairs and adapters may lie where nothing can be written, such as an input folder on Kaggle."
