@@ -93,11 +93,11 @@ def draw(rows, file):
     right.plot(sizes, [r["mib"] for r in rows], "o-", color="#1b3a5c", lw=2, label="most held, all stages")
     right.plot(sizes, [r["needs"] for r in rows], "s-", color="#c8553d", lw=1.5, ms=4, label="the records alone")
     right.plot(sizes, [r["disk"] for r in rows], "^-", color="#4c956c", lw=1.5, ms=4, label="all files on disk")
-    for ax, unit in ((left, "CPU seconds"), (right, "MiB")):
+    for ax, unit, columns in ((left, "CPU seconds", 4), (right, "MiB", 2)):
         ax.set(xscale="log", yscale="log", xlabel="instructions, 5 responses each", ylabel=unit)
         ax.set_xticks(sizes, [f"{n:,}" for n in sizes]); ax.minorticks_off(); ax.yaxis.set_major_formatter("{x:,g}")
         ax.set_ylim(top=ax.get_ylim()[1] * 4)
-        ax.grid(alpha=.3); ax.legend(fontsize=8, frameon=False, ncol=4, loc="upper left"); ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=.3); ax.legend(fontsize=8, frameon=False, ncol=columns, loc="upper left"); ax.spines[["top", "right"]].set_visible(False)
     fig.tight_layout(); fig.savefig(file, dpi=110); plt.close(fig)
 
 def main():

@@ -13,7 +13,7 @@ __all__ = ['FIXED', 'ADAPTER', 'COMMIT', 'WHOLE', 'dpo_loss', 'token_logps', 'co
            'check_reference', 'check_start', 'past', 'train_dpo', 'base_weights', 'is_merged', 'merge_adapter',
            'response_logps', 'merge_report']
 
-# %% ../nbs/11_dpo.ipynb #7bfc26fb
+# %% ../nbs/11_dpo.ipynb #f56ef8ce
 import copy, difflib, errno, json, math, os, re, shutil, sys, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from .records import *
 from .tiny import tiny_path
-from .instructions import clean_messages, hub_token, traces
+from .instructions import clean_messages, hub_token, no_answer, traces
 from .models import LM, fingerprint_folder, load_lm, why_not
 from .generate import generate
 
@@ -450,7 +450,7 @@ def save_adapter(
     write_whole(half/"base.json", json.dumps(dict(base, instructions=instructions), sort_keys=True) + "\n")
     os.replace(half, folder)
 
-# %% ../nbs/11_dpo.ipynb #5474f63d
+# %% ../nbs/11_dpo.ipynb #451b8f33
 def adapter_folder(
     path:str|Path, # A folder, or a name on the hub
 )->Path: # With the files of the adapter
@@ -461,7 +461,7 @@ def adapter_folder(
     if not folder.is_dir():
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)): raise ValueError(f"{path} is no folder here, and no name on the hub (owner/name). {give}")
         try: folder = Path(snapshot_download(str(path), allow_patterns=[*ADAPTER, "base.json"], token=hub_token()))
-        except (OSError, ValueError) as e: raise ValueError(f"{path} is no folder here, and the hub did not give it ({type(e).__name__}). {give[:-1]}, or check the name on the hub and the connection; a private one needs HF_TOKEN.") from None
+        except (OSError, ValueError) as e: raise ValueError(f"{path} is no folder here, and the hub did not give it ({no_answer(e)}). {give[:-1]}, or check the name on the hub and the connection; a private one needs HF_TOKEN.") from None
     missing = [n for n in ADAPTER if not (folder/n).exists()]
     pickles = [f.name for f in folder.glob("adapter_model.bin")]
     if missing == [ADAPTER[1]] and pickles: raise ValueError(f"{folder} has {pickles[0]} in place of {ADAPTER[1]}. It is a pickle, which is not opened because it can run any program. Where you trust it, convert it: "

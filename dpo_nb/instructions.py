@@ -6,9 +6,10 @@
 __all__ = ['TALKS', 'ASKS', 'MORE', 'SYSTEM', 'ANSWERS', 'COLUMNS', 'ROLES', 'FOREIGN', 'READERS', 'LIMA', 'RENAME', 'SENTENCE',
            'check_text', 'named', 'read_turn', 'clean_messages', 'read_turns', 'from_row', 'check_kind', 'read_text',
            'read_lines', 'read_as_json', 'read_jsonl', 'read_json', 'separator', 'read_csv', 'understood',
-           'read_parquet', 'read_file', 'hub_token', 'lima_file', 'load_split', 'open_dataset', 'read_dataset', 'Row',
-           'places', 'read_source', 'words', 'shingle_hashes', 'jaccard', 'traces', 'Sketch', 'Alike', 'Sieve', 'short',
-           'Drawn', 'counted', 'too_few', 'draw', 'shares', 'choose', 'load_instructions', 'unseen']
+           'read_parquet', 'read_file', 'give_up', 'hub_token', 'no_answer', 'lima_file', 'load_split', 'open_dataset',
+           'read_dataset', 'Row', 'places', 'read_source', 'words', 'shingle_hashes', 'jaccard', 'traces', 'Sketch',
+           'Alike', 'Sieve', 'short', 'Drawn', 'counted', 'too_few', 'draw', 'shares', 'choose', 'load_instructions',
+           'unseen']
 
 # %% ../nbs/02_instructions.ipynb #762e048a
 import csv, hashlib, io, json, math, random, re, unicodedata
@@ -84,7 +85,7 @@ def read_turns(
     for c, text in parts.items(): check_text(text, f"`{c}`")
     return clean_messages([dict(role="user", content="\n\n".join(parts.values()))], column)
 
-# %% ../nbs/02_instructions.ipynb #056d032c
+# %% ../nbs/02_instructions.ipynb #458e3acc
 def from_row(
     row, # A text, a row as a dict, or an `Instruction`
     source:str="", # Where it comes from
@@ -93,7 +94,7 @@ def from_row(
     if isinstance(row, Instruction): return Instruction(clean_messages(row.messages), row.source, row.reference)
     if isinstance(row, str): row = dict(question=row)
     if not isinstance(row, dict): raise ValueError(f"expected a text, or an object with a question; found {row!r:.60}")
-    if not row.keys() & {*TALKS, *ASKS}: raise ValueError(f"no question: its fields are {named(row)}, and none of them is called {', '.join((*ASKS, *TALKS))}")
+    if not row.keys() & {*TALKS, *ASKS}: raise ValueError(f"no question: none of its fields {named(row)} is called {', '.join((*ASKS, *TALKS))}")
     text = lambda columns: next((check_text(row[c], f"`{c}`").strip() for c in columns if isinstance(row.get(c), str) and row[c].strip()), None)
     said = read_turns(row)
     last = max((k for k, t in enumerate(said) if t["role"] == "user" and t["content"]), default=None)
@@ -226,18 +227,36 @@ def read_file(
     if not rows: raise ValueError(f"{path} has no rows: it is empty, or has only the names of its columns. Fill it, or give another file.")
     return rows
 
-# %% ../nbs/02_instructions.ipynb #4df9f3c4
+# %% ../nbs/02_instructions.ipynb #0aef9dac
+def give_up(
+    request, # Of the hub's client, before it is sent
+):
+    "Let no question wait for ever: a minute, if HF_HUB_DOWNLOAD_TIMEOUT says nothing else."
+    from huggingface_hub import constants
+    request.extensions["timeout"] = {k: seconds or 6 * constants.HF_HUB_DOWNLOAD_TIMEOUT for k, seconds in request.extensions["timeout"].items()}
+
+# %% ../nbs/02_instructions.ipynb #805ddbf2
 def hub_token()->str|None: # `None` = there is none
     "The token for the hub: from the environment, a login, or the secrets of Colab or Kaggle."
-    from huggingface_hub import constants, get_session, get_token
-    get_session().timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT # Seconds
+    from huggingface_hub import get_session, get_token
+    asks = get_session().event_hooks["request"]
+    if give_up not in asks: asks.append(give_up)
     if token := get_token(): return token
     try: from kaggle_secrets import UserSecretsClient
     except ImportError: return None
     try: return UserSecretsClient().get_secret("HF_TOKEN")
     except Exception: return None
 
-# %% ../nbs/02_instructions.ipynb #fbd39b01
+# %% ../nbs/02_instructions.ipynb #707c9f78
+def no_answer(
+    error:Exception, # Of the hub's client
+)->str:
+    "Why the hub gave nothing."
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+    if isinstance(error, LocalEntryNotFoundError): return "it cannot be reached, or does not answer"
+    return "it has nothing of that name, or only for a token" if isinstance(error, RepositoryNotFoundError) else type(error).__name__
+
+# %% ../nbs/02_instructions.ipynb #6f108214
 LIMA = "https://huggingface.co/datasets/GAIR/lima"
 
 def lima_file()->str: # Path of LIMA's `train.jsonl` in the hub's local cache
@@ -248,7 +267,7 @@ def lima_file()->str: # Path of LIMA's `train.jsonl` in the hub's local cache
     try: return hf_hub_download("GAIR/lima", "train.jsonl", repo_type="dataset", token=hub_token())
     except GatedRepoError: raise ValueError(f"LIMA is gated, and {'this token has no access' if hub_token() else 'there is no token'}. Accept its licence at {LIMA} and set HF_TOKEN "
                                             f"to a token of that account (in the environment, or among the secrets of Colab or Kaggle). {way}") from None
-    except (HfHubHTTPError, OSError) as e: raise ValueError(f"LIMA cannot be fetched ({type(e).__name__}). It needs a connection, and a token of an account that accepted its licence at {LIMA}. {way}") from None
+    except (HfHubHTTPError, OSError) as e: raise ValueError(f"LIMA cannot be fetched from the hub ({no_answer(e)}). It needs a connection, and a token of an account that accepted its licence at {LIMA}. {way}") from None
 
 # %% ../nbs/02_instructions.ipynb #99ff9887
 def load_split(
@@ -314,8 +333,8 @@ def places(
     if Path(source).is_file(): return Path(source).stem, read_file(source)
     return source, read_dataset(source)
 
-# %% ../nbs/02_instructions.ipynb #dee393b9
-RENAME = "Call the field that holds the question `question`; a CSV file has the names of its fields in its first line."
+# %% ../nbs/02_instructions.ipynb #f252112e
+RENAME = "Call the field with the question `question`; in a CSV file the first line holds the names."
 
 def read_source(
     source, # See `load_instructions`
@@ -487,7 +506,7 @@ class Drawn(list):
         import pandas as pd
         return pd.DataFrame(self.passed, columns=["source", "row", "text", "reason", "detail"])
 
-# %% ../nbs/02_instructions.ipynb #79d8e2be
+# %% ../nbs/02_instructions.ipynb #ec2d8f64
 def counted(
     passed:list[tuple], # As in `Drawn`
 )->str: # "2 repeated, 1 too long"
@@ -505,7 +524,7 @@ def too_few(
     reasons = {p[3]: p for p in reversed(passed)}
     why = [f"{trained:,} were trained on"] * bool(trained) + [f"passed over: {counted(passed)}"] * bool(passed)
     less = [f"`{setting}`" for reason, setting in {"near-duplicate": "near", "too long": "max_tokens"}.items() if reason in reasons]
-    hints = ["In these, what the user says is blank or missing." if "no question" in reasons else "", "Ask for fewer, or give a larger source." if found else "Give another source.", f"A higher {' or '.join(less)} passes over less." if less else ""]
+    hints = ["There, what the user says is blank or missing." if "no question" in reasons else "", "Ask for fewer, or give a larger source." if found else "Give another source.", f"A higher {' or '.join(less)} passes over less." if less else ""]
     if "unreadable" in reasons: hints.append("The first that cannot be read is {1}: {4}.".format(*reasons["unreadable"]))
     return " ".join([f"{n or 'all'} instructions were asked for, but of {rows:,} rows {f'{found:,}' if found else 'none'} can be used{'; ' if why else ''}{', '.join(why)}.", *filter(None, hints)])
 

@@ -8,7 +8,7 @@ __all__ = ['MARKERS', 'NO_PICKLE', 'MARKER_IDS', 'FINISH', 'pair_scores', 'deber
            'read_config', 'checkpoint_folder', 'check_encoder', 'encoder_config', 'read_ranker', 'read_pair_tokenizer',
            'save_pairrm', 'PairRM', 'conversation']
 
-# %% ../nbs/07_pairrm.ipynb #3ba7732b
+# %% ../nbs/07_pairrm.ipynb #854cdf64
 import json, math
 from itertools import permutations
 from pathlib import Path
@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
+from .instructions import hub_token
 from .records import *
 from .tiny import tiny_path
 
@@ -124,7 +125,7 @@ def train_spm(
             pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]", unk_piece="[UNK]")
     return Path(file)
 
-# %% ../nbs/07_pairrm.ipynb #c5fb057b
+# %% ../nbs/07_pairrm.ipynb #d7fb7ff1
 MARKERS = ["<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>"]
 
 def convert_spm(
@@ -134,7 +135,8 @@ def convert_spm(
     from tokenizers import AddedToken
     from transformers.convert_slow_tokenizer import DebertaV2Converter
     slow = SimpleNamespace(vocab_file=str(file), split_by_punct=False, do_lower_case=False, convert_tokens_to_ids=["[PAD]", "[CLS]", "[SEP]"].index)
-    tokenizer = DebertaV2Converter(slow).converted()
+    try: tokenizer = DebertaV2Converter(slow).converted()
+    except Exception as e: raise ValueError(f"{file} is no SentencePiece model ({type(e).__name__}). Fetch it again.") from None # protobuf's own error
     tokenizer.add_special_tokens([AddedToken("[UNK]", special=True, normalized=True), "[MASK]"])
     tokenizer.add_tokens(MARKERS)
     return tokenizer
@@ -236,7 +238,7 @@ def token_budget(
     token = number * (config.num_attention_heads * (4 * longest + 4 * config.position_buckets) + 16 * config.hidden_size)
     return min(32_768, free // 2 // token)
 
-# %% ../nbs/07_pairrm.ipynb #19fa001a
+# %% ../nbs/07_pairrm.ipynb #a7929325
 def read_config(
     folder:str|Path, # A checkpoint
 )->dict: # Its `config.json`
@@ -244,12 +246,13 @@ def read_config(
     file = Path(folder)/"config.json"
     try: config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as e: raise ValueError(f"{file} is not JSON ({e}). Fetch it again.") from None
-    kind = config.get("model_type") if isinstance(config, dict) else config
+    if not isinstance(config, dict): raise ValueError(f"{file} is not a JSON object but {config!r:.40}. Fetch it again, or give the folder of a PairRM checkpoint.")
+    kind = config.get("model_type")
     if kind not in ("deberta", "deberta-v2"):
         raise ValueError(f"{file} says model_type {kind!r}; PairRM's is deberta or deberta-v2. Is it the folder of a PairRM checkpoint? Give one, or llm-blender/PairRM.")
     return config
 
-# %% ../nbs/07_pairrm.ipynb #12f6bea7
+# %% ../nbs/07_pairrm.ipynb #0f293370
 NO_PICKLE = "It has a pickle (.bin), which is not opened because it can run any program. Where you trust it, convert it: " \
     "`safetensors.torch.save_file(torch.load('pytorch_model.bin', weights_only=True), 'model.safetensors')`."
 
@@ -262,7 +265,7 @@ def checkpoint_folder(
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
         wanted = ["config.json", "model.safetensors", "tokenizer.json", "spm.model"]
-        try: folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=wanted))
+        try: folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=wanted, token=hub_token()))
         except (OSError, ValueError) as e:
             raise ValueError(f"{name_or_path} is no folder here, and the hub did not give it ({type(e).__name__}). Check the name and the connection, or give a folder.") from None
     for name in ("config.json", "model.safetensors"):
@@ -316,7 +319,7 @@ def read_ranker(
     if missing or unexpected: raise ValueError(f"{file} is not PairRM's: missing {missing}, unexpected {unexpected}. Fetch it again, or give the folder of a PairRM checkpoint.")
     return model
 
-# %% ../nbs/07_pairrm.ipynb #4bdb22d5
+# %% ../nbs/07_pairrm.ipynb #b8be3284
 MARKER_IDS = dict(zip(["source_prefix_id", "cand1_prefix_id", "cand2_prefix_id", "cand_prefix_id", "sep_token_id"], [*MARKERS, "[SEP]"]))
 
 def read_pair_tokenizer(
@@ -328,7 +331,7 @@ def read_pair_tokenizer(
     if not (found or base): raise ValueError(f"{folder} has no tokenizer.json or spm.model. Put that of the PairRM checkpoint into the folder.")
     if not found:
         from huggingface_hub import hf_hub_download
-        try: found = [Path(hf_hub_download(base, "spm.model"))]
+        try: found = [Path(hf_hub_download(base, "spm.model", token=hub_token()))]
         except (OSError, ValueError) as e:
             raise ValueError(f"{folder} has no tokenizer.json or spm.model, and the hub did not give that of {base} ({type(e).__name__}). Put its spm.model into the folder.") from None
     file, budget = found[0], [config.get("source_maxlength") or 1224, config.get("candidate_maxlength") or 412]

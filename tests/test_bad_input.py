@@ -32,7 +32,7 @@ class Case:
     given:str # What somebody brings
     says:str # Parts of what they are told, with " … " between: what, where, what to do
     error:type|None # `None` = it is no error, and what happens is told
-    new:str # What the files that are made all the same begin with
+    new:str # What the files begin with that are made, or made anew, all the same
     make:object # Makes the input, and returns what does with it what a person would do
 
 CASES = {}
@@ -188,8 +188,8 @@ file("a compressed file that is called .jsonl", "questions.jsonl", gzip.compress
 file("a Word document", "questions.doc", b"\xd0\xcf\x11\xe0", "questions.doc … its name must end in .txt … Save it as one of them")
 file("an empty file", "questions.csv", "", "questions.csv has no rows … Fill it, or give another file")
 file("a CSV file with the names of its columns alone", "questions.csv", "question,answer\n", "questions.csv has no rows … only the names … Fill it")
-file("a CSV file without a first line of names", "questions.csv", "1,Why is the sky blue?\n2,Who was Ada?\n", "questions.csv, line 2 … 1, Why is the sky blue? … has the names of its fields in its first line")
-file("a CSV file whose column has another name", "questions.csv", "Nr,Frage\n1,Why is the sky blue?\n", "questions.csv, line 2 … Nr, Frage … Call the field that holds the question `question`")
+file("a CSV file without a first line of names", "questions.csv", "1,Why is the sky blue?\n2,Who was Ada?\n", "questions.csv, line 2 … 1, Why is the sky blue? … in a CSV file the first line holds the names")
+file("a CSV file whose column has another name", "questions.csv", "Nr,Frage\n1,Why is the sky blue?\n", "questions.csv, line 2 … Nr, Frage … Call the field with the question `question`")
 file("a CSV file with 2,000 columns and no question", "questions.csv", ",".join(f"c{k}" for k in range(2000)) + "\n" + ",".join("x" * 2000) + "\n", "questions.csv, line 2 … 1,992 more … Call the field")
 file("a CSV file in which two columns have the same name", "questions.csv", "question,question\nWhy?,Why not?\n", "questions.csv, line 1 … 2 columns called 'question' … Rename or remove")
 file("a CSV file with a comma in a text that has no quotes", "questions.csv", "question\nWhy is the sky blue?\nWhy, oh why?\n", "questions.csv, line 3 has 2 fields … between quotes")
@@ -204,7 +204,7 @@ file("a .jsonl file that is one list over several lines", "questions.jsonl", '[\
 file("a comma behind the last row of a list", "questions.json", '[\n {"question": "Why?"},\n]\n', "questions.json, line 3 is not JSON … Correct it")
 file("a .json file with an object a line", "questions.json", lines(dict(question="Why?"), dict(question="Who?")), "questions.json, line 2 is not JSON … let its name end in .jsonl")
 file("a .json file that is one object", "questions.json", '{"data": [{"question": "Why?"}]}', "questions.json must be a list of objects … Save that list alone")
-file("a .jsonl file whose rows have no question", "questions.jsonl", lines(dict(id=1, title="Why?"), dict(id=2, title="Who?")), "questions.jsonl, line 1 … id, title … Call the field that holds the question `question`")
+file("a .jsonl file whose rows have no question", "questions.jsonl", lines(dict(id=1, title="Why?"), dict(id=2, title="Who?")), "questions.jsonl, line 1 … id, title … Call the field with the question `question`")
 file("questions that are null or blank", "questions.jsonl", lines(dict(question=None), dict(question=" "), dict(question="")), "questions.jsonl … of 3 rows none can be used … blank or missing … Give another source")
 file("numbers in place of questions", "questions.jsonl", lines(dict(question=42), dict(question=43)), "questions.jsonl, line 1 … must be text; found 42 … Correct these rows")
 is_read("a list, a number, NaN and null among good rows", "questions.jsonl", lines(dict(question="Why?"), ["Who?"], dict(question=42), dict(question=math.nan), dict(question=None)),
@@ -293,7 +293,7 @@ model("a model whose weights are cut", "model cannot be loaded … damaged … F
 model("a model of which one tensor is missing", "model cannot be loaded … model.layers.1.mlp.up_proj.weight … Fetch or copy them again", model__safetensors=without("layers.1.mlp.up"))
 model("a model with tensors of other sizes than config.json says", "model cannot be loaded … other sizes than its config.json … fetch both again", config__json=config(hidden_size=32))
 model("a config.json that is no JSON", "model cannot be loaded … config.json is not JSON … Fetch or copy it again", config__json=b'{"model_type": "llama",')
-model("an architecture that transformers does not know", "model cannot be loaded … 'mistral9' … Take another model", config__json=config(model_type="mistral9"))
+model("an architecture that transformers does not know", "model cannot be loaded … does not know its architecture (mistral9) … Take another model", config__json=config(model_type="mistral9"))
 model("a model that needs code of its authors", "model cannot be loaded … code of its authors … Take a model whose architecture", config__json=config(model_type="own", auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}))
 model("a model of pictures", "model cannot be loaded … no language model … Take a causal language model", config__json=config(model_type="vit", architectures=["ViTModel"]))
 model("a model without a tokenizer", "model cannot be loaded … no tokenizer … Save the model's tokenizer into the same folder", tokenizer__json=None, tokenizer_config__json=None)
@@ -319,7 +319,7 @@ def _(): return lambda: Endpoint("localhost:8000", "any")
 @case(MODEL, "a server's address with the key in it", "must hold no password … Give the key as OPENAI_API_KEY")
 def _(): return lambda: Endpoint("http://localhost:8000?key=secret", "any")
 
-@case(MODEL, "a server that is not there", "ADDRESS … patience")
+@case(MODEL, "a server that is not there", "http://localhost:8000 … Is the server running")
 def _(): return lambda: generate(Endpoint("http://127.0.0.1:9", "any", key="-", patience=0), asked(), **SHORT)
 
 class Page(BaseHTTPRequestHandler):
@@ -328,7 +328,7 @@ class Page(BaseHTTPRequestHandler):
     do_POST = do_GET
     def log_message(self, *_): pass
 
-@case(MODEL, "a server that serves something else", "ADDRESS … OpenAI-compatible … Is the address right?")
+@case(MODEL, "a server that serves something else", "http://localhost:8000 … OpenAI-compatible … Is the address right?")
 def _():
     def told():
         with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
@@ -387,7 +387,7 @@ def hub(given, how, what, says):
         return told
 
 for how in ("silent", "gone"):
-    hub("LIMA", how, "lima", "LIMA cannot be fetched … needs a connection … Or give the path")
+    hub("LIMA", how, "lima", "LIMA cannot be fetched … cannot be reached, or does not answer … needs a connection … Or give the path")
     hub("a data set", how, "data", "someone/questions cannot be read … needs a connection")
     hub("a model", how, "model", "someone/model cannot be loaded … connect … Is it a folder here")
     hub("a PairRM checkpoint", how, "judge", "someone/judge … the hub did not give it … Check the name and the connection, or give a folder")
@@ -426,7 +426,7 @@ to_answer("a prompt that is longer than the model's context", "'Name two fruits.
 to_answer("a prompt of 1 MB", "'Name two fruits. … 240,004 tokens … Shorten or remove it", lambda: [Instruction.ask("Name two fruits. " * 60_000)])
 to_answer("an instruction without text", "an instruction needs text … is empty", lambda: [Instruction.ask("  ")])
 to_answer("an instruction that ends with the assistant's turn", "ends with the user's turn … user, assistant … `reference`", lambda: [Instruction([turn("Hi"), turn("Hello", "assistant")])])
-to_answer("a message without text", "must be text … found None", lambda: [Instruction([dict(role="user", content=None)])])
+to_answer("a message without text", "a `content` that is text … found {'role': 'user', 'content': None}", lambda: [Instruction([dict(role="user", content=None)])])
 
 @case(RESPONSES, "a conversation that the chat template refuses", "template of model … (user, user) … the roles must alternate … the user and the assistant in turn")
 def _():
@@ -468,7 +468,7 @@ def judge(given, says, **changed):
 @case(JUDGE, "a judge that is no folder and not on the hub", "llm-blender/PairMR is no folder here … Check the name and the connection")
 def _(): return lambda: PairRM.load("llm-blender/PairMR")
 
-@case(JUDGE, "a language model in place of PairRM", "model … PairRM … another judge")
+@case(JUDGE, "a language model in place of PairRM", "model/config.json says model_type 'llama' … Give one, or llm-blender/PairRM")
 def _(): copy(tiny_path("policy"), "model"); return lambda: PairRM.load("model")
 
 @case(JUDGE, "a PairRM folder with a pickle in place of safetensors", "judge has no model.safetensors … pickle … Where you trust it, convert it")
@@ -480,11 +480,11 @@ judge("PairRM weights with a tensor of another size", "judge/model.safetensors �
       model__safetensors=tensors(lambda t: {k: v[:, :-1].contiguous() if k == "head_layer.1.weight" else v for k, v in t.items()}))
 judge("PairRM weights without a tensor", "judge/model.safetensors … head_layer.1.weight … Fetch it again", model__safetensors=without("head_layer.1.weight"))
 judge("a PairRM folder without a tokenizer", "judge has no tokenizer.json or spm.model … into the folder", tokenizer__json=None)
-judge("PairRM with the tokenizer of a language model", "judge/tokenizer.json has no [PAD] … PairRM checkpoint", tokenizer__json=lambda old: (tiny_path("policy")/"tokenizer.json").read_bytes())
+judge("PairRM with the tokenizer of a language model", "judge/tokenizer.json … has no [PAD] … Fetch that of the PairRM checkpoint again", tokenizer__json=lambda old: (tiny_path("policy")/"tokenizer.json").read_bytes())
 judge("a PairRM tokenizer that is cut", "judge/tokenizer.json is damaged … Fetch it again", tokenizer__json=half)
 judge("a PairRM config.json that is no JSON", "judge/config.json … JSON … Fetch it again", config__json=b"{")
-judge("a PairRM config.json that is a list", "judge/config.json … JSON object … Fetch it again", config__json=b"[]")
-judge("a PairRM config.json of another kind of model", "config.json says model_type 'bert' … another judge", config__json=config(model_type="bert"))
+judge("a PairRM config.json that is a list", "judge/config.json … PairRM", config__json=b"[]")
+judge("a PairRM config.json of another kind of model", "judge/config.json says model_type 'bert' … Give one, or llm-blender/PairRM", config__json=config(model_type="bert"))
 judge("a PairRM config.json with other markers", "config.json has cand1_prefix_id 7 … judge/tokenizer.json … fetch both again", config__json=config(cand1_prefix_id=7))
 
 @case(JUDGE, "responses to other instructions", "response ('d47f41e14b3c621c', 0) belongs to no instruction of this list … made from other instructions")
@@ -536,8 +536,8 @@ def left(given, says, *texts, finished=True):
 
 left("responses that are all the same", "no pairs … same text as another … Sample more", "Hi", "Hi", "Hi")
 left("responses that are all empty", "no pairs … same text as another … Sample more", "", "", "")
-left("one response to each instruction", "no pairs … not judged … at least two", "Hi")
-left("responses that were all cut at the limit", "no pairs … cut at the limit … longer responses … allow cut ones", "Hi", "Um.", finished=False)
+left("one response to each instruction", "no pairs … not judged … a pair needs two", "Hi")
+left("responses that were all cut at the limit", "no pairs … cut at the limit … longer ones … allow cut ones", "Hi", "Um.", finished=False)
 
 def by_hand(given, scores, says):
     @case(PAIRS, given, says, error=SystemExit)
@@ -560,8 +560,8 @@ def pairs(given, name, content, says):
 pairs("pairs in a .txt file", "pairs.txt", "Why?\n", "pairs.txt is no file of preference pairs … .jsonl, .json, .csv or .parquet")
 pairs("an empty file of pairs", "pairs.jsonl", "", "pairs.jsonl has no rows … Fill it")
 pairs("pairs without a rejected side", "pairs.jsonl", lines(dict(prompt="Why?", chosen="So.")), "pairs.jsonl, line 1 has no `rejected` … prompt, chosen … A pair is")
-pairs("a CSV file of pairs with other names", "pairs.csv", "frage,gut,schlecht\nWhy?,So.,No.\n", "pairs.csv, line 2 has no `prompt` … frage, gut, schlecht … Rename")
-pairs("a pair whose prompt is null", "pairs.jsonl", lines(GOOD, GOOD | dict(prompt=None)), "pairs.jsonl, line 2 has no `prompt` … A pair is")
+pairs("a CSV file of pairs with other names", "pairs.csv", "frage,gut,schlecht\nWhy?,So.,No.\n", "pairs.csv, line 2 has no `prompt` … frage, gut, schlecht … name the columns so")
+pairs("a pair whose prompt is null", "pairs.jsonl", lines(GOOD, GOOD | dict(prompt=None)), "pairs.jsonl, line 2 … `prompt` … Correct the row")
 pairs("a pair whose prompt is blank", "pairs.jsonl", lines(GOOD, GOOD | dict(prompt=" ")), "pairs.jsonl, line 2 … `prompt` … empty … Correct the row")
 pairs("a pair whose chosen side is NaN", "pairs.jsonl", lines(GOOD | dict(chosen=math.nan)), "pairs.jsonl, line 1 … `chosen` must be … found nan … Correct the row")
 pairs("a pair that is a list", "pairs.jsonl", lines(["Why?", "So.", "No."]), "pairs.jsonl, line 1 must be an object with `prompt`, `chosen` and `rejected` … found ['Why?'")
@@ -783,7 +783,7 @@ other("a file of one's own where the journal is to go", "responses.jsonl, line 1
 other("a folder where the journal is to go", "responses.jsonl is a folder … Choose another path", lambda: Path("responses.jsonl").mkdir())
 
 def generated(given, says, folder, make=lambda: None, around=lambda do: do, **how):
-    @case(FOLDERS, given, says, **(dict(error=SystemExit) | how))
+    @case(FOLDERS, given, says, **dict(error=SystemExit) | how)
     def _(): make(); return around(lambda: dpo_generate([*TINY, "--output_dir", folder]))
 
 generated("a file where the folder of the run is to go", "dpo_generate: mine cannot be used … choose another name", "mine", lambda: write("mine", "Do not lose this.\n"))
@@ -804,6 +804,7 @@ def edit(name, old, new): text = Path(name).read_text(); assert old in text; wri
 
 stage("dpo_rank before dpo_generate", "dpo_rank: run/instructions.jsonl is not there … an earlier stage: run that first", dpo_rank)
 stage("dpo_pairs before dpo_rank", "dpo_pairs: run/rankings.jsonl is not there … an earlier stage: run that first", dpo_pairs, stages)
+stage("`dpo_pairs --rule worst`", "dpo_pairs: unknown rule 'worst' … best_worst, best_rest, all", dpo_pairs, lambda: (stages(), Oracle().rank(asked(), read_journal("run/responses.jsonl", Response), "run/rankings.jsonl")), "--rule", "worst")
 stage("dpo_rank when dpo_generate was broken off", "dpo_rank: run/responses.jsonl is not complete … Start that stage again first", dpo_rank, lambda: (stages(), edit("run/responses.jsonl", '"complete": true', '"complete": false')))
 stage("a text that was edited in instructions.jsonl", "dpo_rank: run/instructions.jsonl, line 2 … does not belong to these messages … Correct the line", dpo_rank, lambda: (stages(), edit("run/instructions.jsonl", asked()[1].text, "Why?")))
 stage("the folder of a run of another recipe", "dpo_demo: run is the run of another recipe (beta: 0.1 there, 0.2 now) … use another folder", dpo_demo, lambda: Run("run", recipes["tiny"]), "--beta", ".2")
@@ -840,18 +841,17 @@ flags("`dpo_demo --dpo loss_type=ipo`: no JSON", "--dpo: expected a JSON object 
 flags("`dpo_demo --dpo '{\"loss_typ\": \"ipo\"}'`: a mistyped field of TRL", "no field 'loss_typ' … The nearest: loss_type", dpo_demo, "--dpo", '{"loss_typ": "ipo"}')
 flags("`dpo_demo --dpo '{\"beta\": 0.2}'`: a setting of the recipe among TRL's fields", "beta is a setting of the recipe itself: give it there", dpo_demo, "--dpo", '{"beta": 0.2}')
 flags("`dpo_generate --dataset '{tiny: 1}'`: a mixture that is no JSON", "--dataset … expected a JSON object such as … found '{tiny: 1}'", dpo_generate, "--recipe", "tiny", "--dataset", "{tiny: 1}")
-flags("`dpo_pairs --rule worst`", "'worst' … best_worst, best_rest, all", dpo_pairs, "--recipe", "tiny", "--rule", "worst")
 flags("`dpo_train --dataset pairs.jsonl`, which is not there", "no file … pairs.jsonl … Pairs come as", dpo_train, "--recipe", "tiny", "--dataset", "pairs.jsonl")
 
 def recipe(given, says, **fields):
     @case(RECIPES, given, says)
     def _(): return lambda: run_recipe(replace(recipes["tiny"], **fields), "run", say=lambda line: None)
 
-recipe("a recipe with text for a number", "learning_rate … float … found '1e-4'", learning_rate="1e-4")
-recipe("a recipe with half an instruction", "num_instructions … int … found 2.5", num_instructions=2.5)
-recipe("a recipe with None for a number", "batch_size … int … found None", batch_size=None)
+recipe("a recipe with text for a number", "learning_rate of the recipe … float … '1e-4' … Correct it", learning_rate="1e-4")
+recipe("a recipe with half an instruction", "num_instructions of the recipe … int … 2.5 … Correct it", num_instructions=2.5)
+recipe("a recipe with None for a number", "batch_size of the recipe … int … None … Correct it", batch_size=None)
 recipe("a recipe with NaN for a number", "beta must be above 0; found nan", beta=math.nan)
-recipe("a recipe with a text for yes or no", "allow_cut … bool … found 'yes'", allow_cut="yes")
+recipe("a recipe with a text for yes or no", "allow_cut of the recipe … bool … 'yes' … Correct it", allow_cut="yes")
 recipe("a recipe without a model", "names no model … Give a folder, a name on the hub, or 'tiny'", model="")
 
 @case(RECIPES, "a recipe with a field that does not exist", "unexpected keyword argument 'learning_rat'", error=TypeError)
@@ -877,11 +877,11 @@ def told(given):
             except pytest.skip.Exception as e: return e.msg, pytest.skip.Exception, []
             except (Exception, SystemExit) as e: text, kind = str(e), type(e)
         after = hashes()
-        lost = [f for f in before if before[f] != after.get(f)] + [f for f in after if f not in before and not f.startswith(c.new)]
+        lost = [f for f in before | after if before.get(f) != after.get(f) and not f.startswith(c.new)]
         if kind is SystemExit: text = "\n".join(line for line in err.getvalue().splitlines() if not line.startswith("usage: ")) if text == "2" else f"exit {text}"
         elif kind is None and text is None: text = out.getvalue().strip()
         text = str(text).replace(f"{Path(folder).resolve()}/", "").replace(f"{SHELF.name}/", "")
-    return re.sub(r"http://127\.0\.0\.1:\d+", "ADDRESS", text), kind, lost
+    return re.sub(r"http://127\.0\.0\.1:\d+", "http://localhost:8000", text), kind, lost
 
 @pytest.mark.parametrize("given", CASES)
 def test_one_is_told_what_is_wrong_and_where_and_what_to_do_and_nothing_is_lost(given):
@@ -898,15 +898,15 @@ HEAD = """# What can go wrong, and what you are told
 
 > Bad input, stage by stage, with the words that come back
 
-A message says what happened, where (the file, the row, the field), and what to do. Nothing of yours is changed or lost by an error: each case below is run by `tests/test_bad_input.py`, which also compares every file before and after. In a notebook a message is a `ValueError`; a script prints it as its one line and ends with 2. What is no error says *no error* and what happens instead.
+A message says what happened, where (the file, the row, the field), and what to do. Nothing of yours is changed or lost by an error: each case below is run by `tests/test_bad_input.py`, which also compares every file before and after. In a notebook a message is a `ValueError`; a script prints it as one line (below its usage, if a flag is wrong) and ends with 2. What is no error says *no error* and what happens instead.
 
 This page is written by `python tests/test_bad_input.py`. Long messages are cut here.
 """
 
 def escaped(text):
     "A text as it should stand in a table of markdown."
-    text = text if len(text) <= 300 else text[:299] + "…"
-    return re.sub(r"([\\`*_<>|\[\]$~])", r"\\\1", " ".join(text.split())).replace("--", r"\--")
+    text = text if len(text) <= 340 else text[:339] + "…"
+    return re.sub(r"([\\`*<>|$]|(?<!\w)_|_(?!\w)|--)", r"\\\1", " ".join(text.split()))
 
 def row(given):
     text, kind, _ = told(given)
