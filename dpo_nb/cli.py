@@ -229,7 +229,7 @@ def parse(
     given = parser.parse_args(args)
     return changed(start, given), given
 
-# %% ../nbs/17_cli.ipynb #d323f6e4
+# %% ../nbs/17_cli.ipynb #137ed54c
 def dpo_generate(
     args:list[str]|None=None, # Flags; `None` = those of the shell
 ):
@@ -248,7 +248,8 @@ def dpo_generate(
             lm = None if r.endpoint else load_model(r)[1]
             train = draw_training(r, lm)
             keep_instructions(folder, instructions=train)
-            responses = generation_stage(r, folder, lm, train)
+            with warnings.catch_warnings(record=True) as said: warnings.simplefilter("always"); responses = generation_stage(r, folder, lm, train)
+        for note in said: print(f"Note: {note.message}")
         cut = sum(not a.finished for a in responses)
         print(f"{len(responses)} responses to {len(train)} instructions, {cut} of them cut at {r.max_new_tokens} tokens: {folder/'responses.jsonl'}")
         if len(train.dropped): print(f"{train.summary}: {folder/'passed_over.csv'}")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROOM', 'BLOCK', 'pick', 'truncate', 'uniforms', 'roomy_layer', 'Rows', 'refills', 'Written', 'arrivals', 'sample',
-           'check_sampling', 'check_instructions', 'prompt_ids', 'plan', 'next_turn', 'read_response', 'request_seed',
-           'Withheld', 'withheld_file', 'told', 'too_many', 'Asked', 'ask', 'generate']
+           'check_sampling', 'check_instructions', 'prompt_ids', 'plan', 'block_size', 'next_turn', 'read_response',
+           'request_seed', 'Withheld', 'withheld_file', 'withheld_message', 'too_many', 'Asked', 'ask', 'generate']
 
 # %% ../nbs/06_generate.ipynb #e0328e5b
 import hashlib, warnings
@@ -65,7 +65,7 @@ def uniforms(
     key = hashlib.sha256(f"{seed}|{instruction_id}|{index}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(key, "big"))).random(size)
 
-# %% ../nbs/06_generate.ipynb #cea59f44
+# %% ../nbs/06_generate.ipynb #3371e6f6
 ROOM = 16 # Columns
 
 @cache
@@ -80,6 +80,8 @@ def roomy_layer(): # A class, made when it is needed, since `transformers` takes
                 room = self.room[name] = torch.cat([old, new.new_empty(*new.shape[:2], new.shape[2] + ROOM, new.shape[3])], 2)
             room[:, :, have:size] = new
             setattr(self, name, room[:, :, :size])
+
+        def reorder_cache(self, index): self.room = {}; super().reorder_cache(index) # Layer by layer, so that no second cache is held
 
         def update(self, key_states, value_states, *args, **kwargs):
             if not self.is_initialized: self.room = {}; return super().update(key_states, value_states)
@@ -129,7 +131,7 @@ def step(self:Rows,
     self.mask = torch.cat([self.mask, torch.ones_like(tokens)], 1)
     self._forward(tokens, self.position)
 
-# %% ../nbs/06_generate.ipynb #68eaec51
+# %% ../nbs/06_generate.ipynb #bc4cd1cc
 def _has(cache, name): return [layer for layer in cache.layers if getattr(layer, name, None) is not None]
 def _states(cache): return [state for layer in _has(cache, "conv_states") for state in (*layer.conv_states.values(), *layer.recurrent_states.values()) if state is not None]
 
@@ -139,6 +141,7 @@ def _resize(self:Rows, width):
     self.mask = fit(self.mask[:, None, :, None], width)[:, 0, :, 0]
     for layer in _has(self.cache, "keys"):
         size = min(width, layer.sliding_window - 1) if layer.is_sliding else width
+        if size > layer.keys.shape[2]: layer.room = {}
         layer.keys, layer.values = fit(layer.keys, size), fit(layer.values, size)
         if layer.is_sliding: layer.cumulative_length = width
 
@@ -166,15 +169,14 @@ def trim(self:Rows):
     width = int(self.position.max())
     if width < self.mask.shape[1]: self._resize(width)
 
-# %% ../nbs/06_generate.ipynb #9c013ec6
+# %% ../nbs/06_generate.ipynb #8904730f
 def refills(
     model, # A `transformers` causal language model
 )->bool:
     "Whether a row of its cache can be replaced by another."
     from transformers import cache_utils as kinds
-    known = {kinds.DynamicLayer, kinds.DynamicSlidingWindowLayer, kinds.LinearAttentionLayer, kinds.LinearAttentionAndFullAttentionLayer,
-             kinds.LinearAttentionAndSlidingWindowAttentionLayer, kinds.DummyLayer}
-    return {type(layer) for layer in kinds.DynamicCache(config=model.config).layers} <= known
+    known = {"DynamicLayer", "DynamicSlidingWindowLayer", "LinearAttentionLayer", "LinearAttentionAndFullAttentionLayer", "LinearAttentionAndSlidingWindowAttentionLayer", "DummyLayer"}
+    return {type(layer).__name__ for layer in kinds.DynamicCache(config=model.config).layers} <= known
 
 # %% ../nbs/06_generate.ipynb #bd4de4d8
 class Written:
@@ -300,8 +302,15 @@ def plan(
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), instructions[i].id))
     return [order[k:k + size] for k in range(0, len(order), size)]
 
-# %% ../nbs/06_generate.ipynb #19ef3fbc
-BLOCK = 8 # Batches a block
+# %% ../nbs/06_generate.ipynb #083508db
+BLOCK = 8 # Batches a block, at most
+
+def block_size(
+    count:int, # Instructions in all
+    batch_size:int, # Instructions a batch
+)->int: # Instructions a block
+    "Eight batches, or as many as a quarter of the instructions needs."
+    return batch_size * max(1, min(BLOCK, -(-count // (4 * batch_size))))
 
 # %% ../nbs/06_generate.ipynb #7c733d0d
 def next_turn(
@@ -346,8 +355,8 @@ def withheld_file(
     "Where it is written down what is missing in a journal."
     return Path(out).with_name(f"{Path(out).stem}_withheld.jsonl")
 
-# %% ../nbs/06_generate.ipynb #b795216c
-def told(
+# %% ../nbs/06_generate.ipynb #3ccc6048
+def withheld_message(
     withheld:dict[tuple,Withheld], # By key, not empty
     instructions:list[Instruction], # What was asked
 )->str: # How many, and the latest
@@ -364,7 +373,7 @@ def too_many(
     "Whether so much is withheld that it cannot be meant."
     return withheld > (there + withheld) / 10 and withheld >= 20 or over and withheld > there == 0
 
-# %% ../nbs/06_generate.ipynb #a1ff0ddd
+# %% ../nbs/06_generate.ipynb #38ad9996
 class Asked:
     "The responses that a server is asked for, and what has become of them."
     def __init__(self,
@@ -377,24 +386,33 @@ class Asked:
     ):
         self.endpoint, self.instructions, self.seed, self.sampling = endpoint, instructions, seed, sampling
         self.wanted, self.file = [(i, k) for i in instructions for k in range(n)], out and withheld_file(out)
-        self.journal = out and Journal(out, Response, dict(endpoint.settings, **sampling, n=n, seed=seed, instructions=f"{len(instructions)}, digest {digest(sorted(i.id for i in instructions))}"))
-        self.there = dict(self.journal.rows) if out else {}
-        self.withheld = {w.key: w for w in read_records(self.file, Withheld)} if out and self.file.exists() else {}
+        self.settings = dict(endpoint.settings, **sampling, n=n, seed=seed, instructions=f"{len(instructions)}, digest {digest(sorted(i.id for i in instructions))}")
+        self.apart = Journal(self.file, Withheld, self.settings) if out and self.file.exists() else None
+        self.journal = Journal(out, Response, self.settings) if out else None
+        self.there, self.withheld = dict(self.journal.rows) if out else {}, dict(self.apart.rows) if self.apart else {}
         self.todo = [(i, k) for i, k in self.wanted if (i.id, k) not in self.there and (i.id, k) not in self.withheld]
 
     def _state(self): return f" {len(self.there)} of {len(self.wanted)} responses are in {self.journal.path}; the same call goes on from there." if self.journal else ""
 
-# %% ../nbs/06_generate.ipynb #4a8264c5
+# %% ../nbs/06_generate.ipynb #95c2cf9c
 @patch
 def keep(self:Asked,
     key:tuple[str,int], # Instruction and index
     answer:Answer|str, # A response, or the reason why there is none
 ):
     "Write an answer down."
-    if isinstance(answer, str): self.withheld[key] = Withheld(*key, answer); return self.check()
+    if isinstance(answer, str): return self.leave_out(Withheld(*key, answer))
     response = Response(*key, *answer, self.endpoint.name, self.sampling, self.seed)
     if self.journal: self.journal.append([response])
     self.there[key] = response
+
+@patch
+def leave_out(self:Asked, response:Withheld):
+    "Write down that there is no answer."
+    self.withheld[response.key] = response
+    if self.journal and not self.apart: self.apart = Journal(self.file, Withheld, self.settings)
+    if self.apart: self.apart.append([response])
+    self.check()
 
 @patch
 def check(self:Asked,
@@ -402,9 +420,9 @@ def check(self:Asked,
 ):
     "Stop if so much is withheld that it cannot be meant."
     if too_many(len(self.withheld), len(self.there), over):
-        raise ValueError(f"{told(self.withheld, self.instructions)} If its prompt is too long, shorten it or lower max_new_tokens; otherwise see what the server is asked that it does not take.")
+        raise ValueError(f"{withheld_message(self.withheld, self.instructions)} If its prompt is too long, shorten it or lower max_new_tokens; otherwise see what the server is asked that it does not take.")
 
-# %% ../nbs/06_generate.ipynb #c5c72fec
+# %% ../nbs/06_generate.ipynb #9bb149a2
 @patch
 def run(self:Asked)->list[Response]: # Those that are there, in the order of the instructions, then by index
     "Ask for all that is missing."
@@ -415,10 +433,9 @@ def run(self:Asked)->list[Response]: # Those that are there, in the order of the
             if self.todo: self.endpoint.check(); self.endpoint.ask_each(requests, keep, **self.sampling)
             self.check(over=True)
         except ValueError as e: raise ValueError(f"{e}{self._state()}") from None
-    if self.withheld:
-        if self.todo and self.file: write_records(self.file, [self.withheld[k] for k in sorted(self.withheld)])
-        warnings.warn(told(self.withheld, self.instructions) + (f" All are in {self.file}; to ask for them again, remove that file." if self.file else ""))
-    if self.journal and not self.journal.complete: self.journal.finish()
+    for journal in (self.apart, self.journal):
+        if journal and not journal.complete: journal.finish()
+    if self.withheld: warnings.warn(withheld_message(self.withheld, self.instructions) + (f" All are in {self.file}; to ask for them again, remove that file and start again." if self.file else ""))
     return [self.there[i.id, k] for i, k in self.wanted if (i.id, k) in self.there]
 
 # %% ../nbs/06_generate.ipynb #c83bb400
@@ -461,7 +478,7 @@ def _write_local(
         yield [Response(block[at // n][0].id, at % n, text, len(ids), finished, lm.name, dict(sampling, max_new_tokens=max_new_tokens), seed)
                for at, (ids, (text, finished)) in enumerate(zip(written.ids, read))]
 
-# %% ../nbs/06_generate.ipynb #bf51276b
+# %% ../nbs/06_generate.ipynb #145bc4c2
 def generate(
     lm:LM|Endpoint, # The model that writes, here or behind a server
     instructions:list[Instruction], # What is asked; all different
@@ -476,10 +493,11 @@ def generate(
 )->list[Response]: # In the order of the instructions, then by index
     "Write n responses to each instruction, going on where an earlier run stopped."
     check_sampling(n, temperature, top_p, top_k, max_new_tokens, batch_size, seed)
+    n, top_k, max_new_tokens, batch_size, seed = map(int, (n, top_k, max_new_tokens, batch_size, seed)) # A NumPy number cannot be kept as JSON
     if isinstance(lm, Endpoint): return ask(lm, instructions, n, out, temperature, top_p, top_k, max_new_tokens, seed)
     if not isinstance(lm, LM): raise ValueError(f"lm must be a model, as `load_lm` or `Endpoint` gives it; found {lm!r:.60}. Load it: load_lm({str(lm)!r:.60}).")
     prompts, sampling = prompt_ids(lm, instructions, max_new_tokens), dict(temperature=float(temperature), top_k=top_k, top_p=float(top_p))
-    ends, size = {"stop_text": lm.stop_text} if lm.stop_text else {}, batch_size * (BLOCK if refills(lm.model) else 1)
+    ends, size = {"stop_text": lm.stop_text} if lm.stop_text else {}, block_size(len(prompts), batch_size) if refills(lm.model) else batch_size
     journal = out and Journal(out, Response, dict(lm.settings, **sampling, **ends, n=n, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size, block=size,
                                                   instructions=f"{len(prompts)}, digest {digest(sorted(i.id for i in instructions))}"))
     done = dict(journal.rows) if journal else {}

@@ -8,8 +8,8 @@ __all__ = ['PLAIN_TEMPLATE', 'PLAIN_STOP', 'best_device', 'best_dtype', 'fix_dat
            'pretrained', 'settle', 'commit', 'load_lm', 'check_url', 'api_key', 'Endpoint', 'Answer',
            'whole_characters', 'read_answer', 'asked_wait', 'passes', 'run_apart']
 
-# %% ../nbs/03_models.ipynb #eaab9ee3
-import asyncio, json, logging, os, random, re, time, warnings
+# %% ../nbs/03_models.ipynb #15e8e551
+import asyncio, json, logging, math, os, random, re, time, warnings
 from contextlib import contextmanager
 from datetime import date
 from email.utils import parsedate_to_datetime
@@ -346,19 +346,19 @@ def api_key()->str|None: # `None` = there is none
     try: from kaggle_secrets import UserSecretsClient; return UserSecretsClient().get_secret("OPENAI_API_KEY")
     except Exception: return None
 
-# %% ../nbs/03_models.ipynb #2b2182c2
+# %% ../nbs/03_models.ipynb #24bd695a
 class Endpoint:
     "A model behind an OpenAI-compatible server."
     def __init__(self,
         url:str, # Of the server, as in "http://localhost:8000"
         model:str, # What the server calls the model
-        key:str|None=None, # For the server; `None` = as `api_key` finds it
+        key:str|None=None, # For the server; `None` = as `api_key` finds it, "" = none
         concurrency:int=16, # Requests under way at a time
         timeout:float=300., # Seconds after which a request counts as failed
         patience:float=300., # Seconds that a server which is busy or away is waited for, from the first failure on
     ):
         self.url, self.name, self.concurrency, self.timeout, self.patience = check_url(url), model, concurrency, timeout, patience
-        self._key, self._limit = (key or api_key() or "").strip(), "max_tokens"
+        self._key, self._limit = ((api_key() or "") if key is None else key).strip(), "max_tokens"
         if concurrency < 1: raise ValueError(f"concurrency must be at least 1; found {concurrency}")
         if not timeout > 0 or not patience >= 0: raise ValueError(f"timeout must be above 0 and patience 0 or more, in seconds; found {timeout} and {patience}")
         if not (self._key.isascii() and self._key.isprintable()): raise ValueError("the key for the server has a character that no key has. Copy it again.")
@@ -398,12 +398,12 @@ def read_answer(
         return whole_characters(message.refusal or ("it was cut before its text began. A model that thinks first needs more max_new_tokens" if how == "length" else "it has no text"))
     return Answer(whole_characters(message.content), completion.usage.completion_tokens, how == "stop")
 
-# %% ../nbs/03_models.ipynb #264fa2d8
+# %% ../nbs/03_models.ipynb #53715d21
 def asked_wait(
     header:str|None, # `Retry-After`: seconds, or a date
 )->float: # Seconds; 0 = none are asked for
     "How long a server asks to be left alone."
-    try: return float(header or 0)
+    try: return seconds if math.isfinite(seconds := float(header or 0)) else 0.
     except ValueError: pass
     try: return parsedate_to_datetime(header).timestamp() - time.time()
     except ValueError: return 0.
@@ -510,7 +510,7 @@ def ask_each(self:Endpoint,
         except BaseExceptionGroup as e: raise e.exceptions[0] from None
     run_apart(everybody)
 
-# %% ../nbs/03_models.ipynb #d6f0bbcc
+# %% ../nbs/03_models.ipynb #4fb351c7
 @patch
 def models(self:Endpoint)->list[str]:
     "The names of the models that the server offers."
@@ -530,6 +530,7 @@ def check(self:Endpoint):
     with self._client(OpenAI) as client:
         try: client.chat.completions.with_raw_response.create(model=self.name, messages=[{"role": "user", "content": "Hi"}], max_tokens=1)
         except APIStatusError as e:
+            if e.code == "unsupported_parameter" or passes(e): return # It knows the name, or is busy
             if e.status_code in (400, 404, 422): raise ValueError(f"{self.url} does not serve {self.name!r} ({e.status_code}: {self._said(e)}). {listed}") from None
             raise ValueError(self._why(e)) from None
         except APIConnectionError as e: raise ValueError(self._why(e)) from None

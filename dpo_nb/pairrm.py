@@ -8,7 +8,7 @@ __all__ = ['MARKERS', 'NO_PICKLE', 'MARKER_IDS', 'FINISH', 'pair_scores', 'deber
            'read_config', 'checkpoint_folder', 'check_encoder', 'encoder_config', 'read_ranker', 'read_pair_tokenizer',
            'save_pairrm', 'PairRM', 'conversation']
 
-# %% ../nbs/07_pairrm.ipynb #854cdf64
+# %% ../nbs/07_pairrm.ipynb #be2a8b04
 import json, math
 from itertools import permutations
 from pathlib import Path
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 
-from .instructions import hub_token
+from .instructions import hub_token, no_answer
 from .records import *
 from .tiny import tiny_path
 
@@ -227,16 +227,16 @@ def batches(
         else: out.append([i])
     return out
 
-# %% ../nbs/07_pairrm.ipynb #1b19b18b
+# %% ../nbs/07_pairrm.ipynb #e30cc86d
 def token_budget(
     config, # transformers' `DebertaV2Config`
     free:int, # Bytes of memory that nothing else uses
     number:int=4, # Bytes of one number: 4 for float32, 2 for float16
     longest:int=2048, # Tokens of the longest row
-)->int: # Tokens a batch may have
+)->int: # Tokens a batch may have: 2,048 to 32,768
     "How many tokens a GPU can take at a time."
     token = number * (config.num_attention_heads * (4 * longest + 4 * config.position_buckets) + 16 * config.hidden_size)
-    return min(32_768, free // 2 // token)
+    return 2**(min(32_768, max(2_048, free // 2 // token)).bit_length() - 1)
 
 # %% ../nbs/07_pairrm.ipynb #a7929325
 def read_config(
@@ -252,7 +252,7 @@ def read_config(
         raise ValueError(f"{file} says model_type {kind!r}; PairRM's is deberta or deberta-v2. Is it the folder of a PairRM checkpoint? Give one, or llm-blender/PairRM.")
     return config
 
-# %% ../nbs/07_pairrm.ipynb #0f293370
+# %% ../nbs/07_pairrm.ipynb #81fae54d
 NO_PICKLE = "It has a pickle (.bin), which is not opened because it can run any program. Where you trust it, convert it: " \
     "`safetensors.torch.save_file(torch.load('pytorch_model.bin', weights_only=True), 'model.safetensors')`."
 
@@ -267,7 +267,7 @@ def checkpoint_folder(
         wanted = ["config.json", "model.safetensors", "tokenizer.json", "spm.model"]
         try: folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=wanted, token=hub_token()))
         except (OSError, ValueError) as e:
-            raise ValueError(f"{name_or_path} is no folder here, and the hub did not give it ({type(e).__name__}). Check the name and the connection, or give a folder.") from None
+            raise ValueError(f"{name_or_path} is no folder here, and the hub did not give it ({no_answer(e)}). Check the name and the connection, or give a folder.") from None
     for name in ("config.json", "model.safetensors"):
         if not (folder/name).exists(): raise ValueError(f"{folder} has no {name}. {NO_PICKLE if list(folder.glob('*.bin')) else 'Is it the folder of a PairRM checkpoint?'}")
     read_config(folder)
@@ -319,7 +319,7 @@ def read_ranker(
     if missing or unexpected: raise ValueError(f"{file} is not PairRM's: missing {missing}, unexpected {unexpected}. Fetch it again, or give the folder of a PairRM checkpoint.")
     return model
 
-# %% ../nbs/07_pairrm.ipynb #b8be3284
+# %% ../nbs/07_pairrm.ipynb #e82a383b
 MARKER_IDS = dict(zip(["source_prefix_id", "cand1_prefix_id", "cand2_prefix_id", "cand_prefix_id", "sep_token_id"], [*MARKERS, "[SEP]"]))
 
 def read_pair_tokenizer(
@@ -333,7 +333,7 @@ def read_pair_tokenizer(
         from huggingface_hub import hf_hub_download
         try: found = [Path(hf_hub_download(base, "spm.model", token=hub_token()))]
         except (OSError, ValueError) as e:
-            raise ValueError(f"{folder} has no tokenizer.json or spm.model, and the hub did not give that of {base} ({type(e).__name__}). Put its spm.model into the folder.") from None
+            raise ValueError(f"{folder} has no tokenizer.json or spm.model, and the hub did not give that of {base} ({no_answer(e)}). Put its spm.model into the folder.") from None
     file, budget = found[0], [config.get("source_maxlength") or 1224, config.get("candidate_maxlength") or 412]
     tokenizer = read_tokenizer(file) if file.suffix == ".json" else convert_spm(file)
     try: tokenizer = PairTokenizer(tokenizer, *budget)
@@ -361,7 +361,7 @@ def save_pairrm(
     tokenizer.tokenizer.save(str(folder/"tokenizer.json"))
     write_whole(folder/"config.json", json.dumps(config, indent=2) + "\n")
 
-# %% ../nbs/07_pairrm.ipynb #9db34013
+# %% ../nbs/07_pairrm.ipynb #8fca902f
 class PairRM:
     "PairRM as a judge of responses."
     name = "pairrm"
@@ -374,13 +374,16 @@ class PairRM:
     ):
         known, last = model.pretrained_model.config.vocab_size, max(tokenizer.id.values())
         if last >= known: raise ValueError(f"the network knows {known} tokens, but a marker is {last}. They belong to different checkpoints; fetch both again.")
-        self.model, self.tokenizer, self.settings = model.eval(), tokenizer, settings or {}
+        self.model, self.tokenizer, self.settings = model.eval(), tokenizer, dict(settings or {})
         self.device = next(model.parameters()).device
         gpu = self.device.type == "cuda"
-        self.max_tokens = max_tokens or (token_budget(model.pretrained_model.config, torch.cuda.mem_get_info(self.device)[0], next(model.parameters()).itemsize) if gpu else 2048)
-        self.group = group or (16 if gpu else 4)
+        if gpu and not max_tokens:
+            torch.cuda.empty_cache() # What earlier stages no longer need counts as used
+            max_tokens = token_budget(model.pretrained_model.config, torch.cuda.mem_get_info(self.device)[0], next(model.parameters()).itemsize)
+        self.max_tokens, self.group = max_tokens or 2048, group or (16 if gpu else 4)
+        self.settings |= dict(max_tokens=self.max_tokens, group=self.group)
 
-# %% ../nbs/07_pairrm.ipynb #05916878
+# %% ../nbs/07_pairrm.ipynb #b8abbfd5
 @patch(cls_method=True)
 def load(
     cls:PairRM,
@@ -389,6 +392,7 @@ def load(
     device:str|None=None, # `None` = the GPU if there is one
     dtype:torch.dtype=torch.float32, # float16 moves the scores little, bfloat16 more: see below
     max_tokens:int|None=None, # Of a batch; `None` = what suits the device
+    group:int|None=None, # Instructions that are judged together; `None` = what suits the device
 )->PairRM:
     "PairRM from a checkpoint."
     folder = checkpoint_folder(name_or_path, revision)
@@ -396,7 +400,7 @@ def load(
     (tokenizer, file), model = read_pair_tokenizer(folder, config), read_ranker(config, weights)
     settings = dict(weights=sha256(weights), tokenizer=sha256(file), dtype=str(dtype),
         source_maxlength=tokenizer.source_maxlength, candidate_maxlength=tokenizer.candidate_maxlength)
-    return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype), tokenizer, settings, max_tokens)
+    return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype), tokenizer, settings, max_tokens, group)
 
 # %% ../nbs/07_pairrm.ipynb #ad1fe3f3
 @patch

@@ -7,9 +7,9 @@ __all__ = ['KEPT', 'digest', 'sha256', 'differences', 'check_messages', 'Instruc
            'to_json', 'from_json', 'naming', 'write_whole', 'write_records', 'read_records', 'Journal', 'read_journal',
            'alone', 'group_responses', 'check_ranking', 'scored', 'rank_each', 'Recipe', 'as_kept', 'versions', 'Run']
 
-# %% ../nbs/00_records.ipynb #4eccc487
+# %% ../nbs/00_records.ipynb #aa0eb690
 import hashlib, json, math, os, re, time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, asdict
 from importlib.metadata import version, PackageNotFoundError
 from numbers import Real
@@ -114,7 +114,7 @@ def fingerprint(
     "What a ranking remembers of the texts it judged."
     return digest(list(texts))
 
-# %% ../nbs/00_records.ipynb #50c49ea9
+# %% ../nbs/00_records.ipynb #77017683
 @dataclass(frozen=True, slots=True)
 class Ranking:
     "A judge's scores of one instruction's responses."
@@ -126,7 +126,7 @@ class Ranking:
 
     def __post_init__(self):
         odd = [s for s in self.scores if s is not None and not (isinstance(s, Real) and math.isfinite(s))]
-        if odd: raise ValueError(f"a score is a finite number or None; found {odd[0]!r}")
+        if odd: raise ValueError(f"a score of instruction {self.instruction_id} by {self.judge} is {odd[0]!r}. A score must be a finite number, or None where the judge could not judge")
 
     @property
     def key(self): return (self.instruction_id,)
@@ -138,7 +138,7 @@ def ranks(self:Ranking)->list[int|None]: # 1 = best, `None` = not judged
     judged = [s for s in self.scores if s is not None]
     return [None if s is None else 1 + sum(o > s for o in judged) for s in self.scores]
 
-# %% ../nbs/00_records.ipynb #e82315dc
+# %% ../nbs/00_records.ipynb #fd1e6b19
 def to_json(
     record, # `Instruction`, `Response` or `Ranking`
 )->str: # One line
@@ -153,7 +153,7 @@ def from_json(
     "Read a record back, or say exactly what is wrong with it."
     try: return msgspec.json.decode(line, type=record)
     except (msgspec.MsgspecError, UnicodeError) as e:
-        raise ValueError(f"{where or 'this line'} is no {record.__name__}: {str(e).rstrip('.')}. Correct the line, or remove it.") from None
+        raise ValueError(f"{where or 'this line'} is no {record.__name__}: {str(e).replace('`', '').rstrip('.')}. Restore the line, or remove it and start the stage that wrote it again.") from None
 
 # %% ../nbs/00_records.ipynb #43018d41
 @contextmanager
@@ -249,7 +249,7 @@ def _new(self:Journal, rows)->dict:
         new[r.key] = r
     return new
 
-# %% ../nbs/00_records.ipynb #e4290304
+# %% ../nbs/00_records.ipynb #5f21b376
 @patch
 def _mine(self:Journal):
     found = self.path.stat().st_size
@@ -261,6 +261,7 @@ def append(self:Journal,
     rows:list, # Records whose keys are not there yet
 ):
     "Write records and wait until they are on the disk."
+    if not rows: return
     new, data = self._new(rows), "".join(f"{to_json(r)}\n" for r in rows).encode()
     self._mine()
     if self.complete: self._write()
@@ -301,7 +302,7 @@ def read_journal(
     if not j.complete or j.torn: raise ValueError(f"{path} is not complete: it has {len(j.rows)} rows, and the stage that writes it was broken off. Start that stage again first.")
     return [j.rows[k] for k in sorted(j.rows)]
 
-# %% ../nbs/00_records.ipynb #d67863ec
+# %% ../nbs/00_records.ipynb #fc436f4e
 @contextmanager
 def alone(
     folder:str|Path, # Made if missing
@@ -315,7 +316,8 @@ def alone(
     except Timeout: raise ValueError(f"{folder} is in use: another process works in it. Wait until that one has ended, or give this one another folder.") from None
     try: yield
     finally:
-        if made and os.listdir(folder) == [".lock"]: (folder/".lock").unlink(); folder.rmdir() # Nothing was begun
+        with suppress(OSError):
+            if made and os.listdir(folder) == [".lock"]: (folder/".lock").unlink(); folder.rmdir() # Nothing was begun
         lock.release()
 
 # %% ../nbs/00_records.ipynb #866d70db
@@ -332,14 +334,15 @@ def group_responses(
         group.append(r)
     return [(i, sorted(rs, key=lambda r: r.index)) for i, rs in groups.values()]
 
-# %% ../nbs/00_records.ipynb #604adfe5
+# %% ../nbs/00_records.ipynb #ea9100a8
 def check_ranking(
     ranking:Ranking, # A ranking of
     texts:list[str], # … these texts?
 )->Ranking: # The same
     "Refuse a ranking of other texts."
-    if len(ranking.scores) != len(texts) or ranking.responses != fingerprint(texts):
-        raise ValueError(f"the ranking of instruction {ranking.instruction_id} by {ranking.judge} is of other texts than these {len(texts)} responses. Rank these responses again, into another file.")
+    of = f"the ranking of instruction {ranking.instruction_id} by {ranking.judge}"
+    if len(ranking.scores) != len(texts): raise ValueError(f"{of} has {len(ranking.scores)} scores, and there are {len(texts)} responses. Move the old rankings away, and rank again.")
+    if ranking.responses != fingerprint(texts): raise ValueError(f"{of} is of other texts than these {len(texts)} responses: they have changed since. Move the old rankings away, and rank again.")
     return ranking
 
 # %% ../nbs/00_records.ipynb #eea35c55
@@ -457,7 +460,7 @@ class Run:
 
     def __truediv__(self, name): return self.path/name
 
-# %% ../nbs/00_records.ipynb #e9f69dd3
+# %% ../nbs/00_records.ipynb #40c4d51f
 @patch
 def _save(self:Run):
     write_whole(self.file, json.dumps(dict(recipe=asdict(self.recipe), versions=versions()), indent=1, ensure_ascii=False) + "\n")
@@ -468,5 +471,8 @@ def _open(self:Run, recipe):
         kept = json.loads(self.file.read_text(encoding="utf-8"))["recipe"]
         self.recipe = msgspec.convert(kept, Recipe)
     except (ValueError, KeyError, TypeError) as e: raise ValueError(f"{self.file} is damaged, or holds no recipe ({e}). Restore it, or use another run folder.") from None
-    differ = differences(kept, asdict(as_kept(recipe or self.recipe)))
+    wanted = as_kept(recipe or self.recipe)
+    movable = lambda fields: fields | {"endpoint": bool(fields.get("endpoint"))} # A server may move
+    differ = differences(movable(kept), movable(asdict(wanted)))
     if differ: raise ValueError(f"{self.path} is the run of another recipe ({differ}). Go on with the old one, or use another folder.")
+    if wanted != self.recipe: self.recipe = wanted; self._save()

@@ -86,6 +86,7 @@ def as_nobody():
 def locked(path, do):
     "Do something while nothing may be written to a folder, or a file may not be read."
     def told():
+        imported()
         Path().chmod(0o755); mode = Path(path).stat().st_mode; Path(path).chmod(0o555 if Path(path).is_dir() else 0)
         try:
             with as_nobody(): return do()
@@ -132,11 +133,14 @@ def pair(prompt="What is 2 + 3?", chosen="2 + 3 = 5.", rejected="2 + 3 = 6."):
 SHELF = tempfile.TemporaryDirectory()
 
 @cache
+def imported(): dpo_generate([*TINY, "--output_dir", f"{SHELF.name}/imported"]) # What is imported on the way may lie where only root can read
+
+@cache
 def trained():
     train_dpo(lm(), [pair()], Path(SHELF.name)/"trained", lora_r=2, seen=asked())
     return Path(SHELF.name)/"trained"
 
-def with_adapter(*scripts): copy(trained()/"adapter", "adapter")
+def with_adapter(): copy(trained()/"adapter", "adapter")
 
 SHORT = dict(n=2, max_new_tokens=8)
 TINY = "--recipe", "tiny", "--num_instructions", "2", "--responses_per_instruction", "2", "--max_new_tokens", "8"
@@ -483,7 +487,7 @@ judge("a PairRM folder without a tokenizer", "judge has no tokenizer.json or spm
 judge("PairRM with the tokenizer of a language model", "judge/tokenizer.json … has no [PAD] … Fetch that of the PairRM checkpoint again", tokenizer__json=lambda old: (tiny_path("policy")/"tokenizer.json").read_bytes())
 judge("a PairRM tokenizer that is cut", "judge/tokenizer.json is damaged … Fetch it again", tokenizer__json=half)
 judge("a PairRM config.json that is no JSON", "judge/config.json … JSON … Fetch it again", config__json=b"{")
-judge("a PairRM config.json that is a list", "judge/config.json … PairRM", config__json=b"[]")
+judge("a PairRM config.json that is a list", "judge/config.json is not a JSON object … Fetch it again", config__json=b"[]")
 judge("a PairRM config.json of another kind of model", "judge/config.json says model_type 'bert' … Give one, or llm-blender/PairRM", config__json=config(model_type="bert"))
 judge("a PairRM config.json with other markers", "config.json has cand1_prefix_id 7 … judge/tokenizer.json … fetch both again", config__json=config(cand1_prefix_id=7))
 
@@ -922,7 +926,7 @@ def page():
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="some words are Python's, and the page shows those of 3.11")
 def test_the_page_says_what_the_code_says():
-    assert PAGE.read_text(encoding="utf-8") == page()
+    assert PAGE.read_text(encoding="utf-8") == page(), "write it anew: python tests/test_bad_input.py"
 
 def test_there_are_many_cases_in_every_stage():
     counts = {stage: sum(c.stage == stage for c in CASES.values()) for stage in STAGES}

@@ -218,7 +218,7 @@ def test_a_prompt_that_is_too_long_costs_nothing_else(serve, tmp_path):
     out, asked = tmp_path/"responses.jsonl", [Instruction.ask("Sort: " + "apple, " * 300), *ASKED]
     with pytest.warns(UserWarning, match="withholds 2 responses, the latest to instruction .*'Sort: apple.*maximum context length is 1000.*responses_withheld.jsonl"): responses = ask(serve(Short), out, asked, n=2)
     assert [r.key for r in responses] == [(i.id, k) for i in ASKED for k in range(2)]
-    missing = read_records(withheld_file(out), Withheld)
+    missing = read_journal(withheld_file(out), Withheld)
     assert [w.key for w in missing] == [(asked[0].id, k) for k in range(2)] and "1000 tokens, but there are 210" in missing[0].reason
     assert read_journal(out, Response) == sorted(responses, key=lambda r: r.key)
     with warnings.catch_warnings(record=True) as said: # Nobody is there any more, and nothing is asked
@@ -234,7 +234,7 @@ def test_what_the_server_withholds_is_no_response(serve, tmp_path):
     handler = fails(*withheld, lambda self: self.done("", tokens=1), lambda self: self.done("It is", "length"))
     with pytest.warns(UserWarning, match="withholds 4 responses"): responses = ask(serve(handler), out, ASKED, n=2, concurrency=1)
     assert len(responses) == 44 and [(r.text, r.n_tokens, r.finished) for r in responses[:3]] == [("", 1, True), ("It is", 5, False), (ASKED[3].text, 5, True)]
-    assert sorted(w.key for w in read_records(withheld_file(out), Withheld)) == sorted((i.id, k) for i in ASKED[:2] for k in range(2))
+    assert sorted(w.key for w in read_journal(withheld_file(out), Withheld)) == sorted((i.id, k) for i in ASKED[:2] for k in range(2))
 
 def test_a_request_that_the_server_never_takes_stops_soon(serve, tmp_path):
     handler, out = fails(then=error(400, "temperature must be 1")), tmp_path/"responses.jsonl"
@@ -300,7 +300,7 @@ def test_a_run_whose_responses_come_from_a_server(serve, tmp_path):
     url, said = serve(Demonstrator), []
     r = replace(recipes["tiny"], endpoint=url, num_instructions=20, num_test_instructions=20, num_epochs=1)
     with pytest.warns(UserWarning, match="withholds"): result = run_recipe(r, tmp_path/"run", said.append)
-    missing = read_records(tmp_path/"run"/"responses_withheld.jsonl", Withheld)
+    missing = read_journal(tmp_path/"run"/"responses_withheld.jsonl", Withheld)
     there = read_journal(tmp_path/"run"/"responses.jsonl", Response)
     assert len(there) + len(missing) == 100 and missing and len(result.pairs.fates) == len(there)
     assert f"{len(missing)} responses were withheld" in result.notes[0]
