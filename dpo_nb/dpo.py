@@ -13,7 +13,7 @@ __all__ = ['FIXED', 'ADAPTER', 'COMMIT', 'WHOLE', 'dpo_loss', 'token_logps', 'co
            'check_reference', 'check_start', 'past', 'train_dpo', 'base_weights', 'is_merged', 'merge_adapter',
            'response_logps', 'merge_report']
 
-# %% ../nbs/11_dpo.ipynb #f56ef8ce
+# %% ../nbs/11_dpo.ipynb #f3e4fed6
 import copy, difflib, errno, json, math, os, re, shutil, sys, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from .records import *
 from .tiny import tiny_path
-from .instructions import clean_messages, hub_token, no_answer, traces
+from .instructions import clean_messages, hub_token, no_answer, one_answer, traces
 from .models import LM, fingerprint_folder, load_lm, why_not
 from .generate import generate
 
@@ -64,7 +64,7 @@ def completion_logps(
     "Log-probability of each completion, given its prompt."
     return token_logps(logits, input_ids, completion_mask).sum(-1)
 
-# %% ../nbs/11_dpo.ipynb #ee838846
+# %% ../nbs/11_dpo.ipynb #abe13be4
 def check_rows(
     dataset, # The pairs
 ):
@@ -79,35 +79,33 @@ def check_rows(
 def check_pair(
     row:dict, # `prompt`, `chosen`, `rejected`
     n:int, # Which row, for the error
-)->list[dict]: # The prompt's messages, as `clean_messages` gives them
+)->dict: # The row, its messages in one form
     "Refuse a row that is no pair of messages."
-    where = f"row {n} (counted from 0)"
+    where, pair = f"row {n} (counted from 0)", {}
     for column in ("prompt", "chosen", "rejected"):
         if not row.get(column): raise ValueError(f"{where} has no `{column}`. A pair is `prompt`, `chosen` and `rejected`, each a list of messages.")
         if isinstance(row[column], str): raise ValueError(f"{where}: `{column}` must be a list of messages, [{{'role': …, 'content': …}}]; found {row[column]!r:.60}. `load_preferences` makes messages of texts.")
-        try: messages = clean_messages(row[column], column)
+        try: pair[column] = clean_messages(row[column], column) if column == "prompt" else one_answer(row[column], column)
         except ValueError as e: raise ValueError(f"{where}: {e}. Correct the row, or remove it.") from None
-        roles = ", ".join(m["role"] for m in messages)
-        if column == "prompt": prompt = messages
-        elif roles != "assistant": raise ValueError(f"{where}: `{column}` must be one message of the assistant; its turns are {roles}. Earlier turns belong to `prompt`.")
+    prompt = pair["prompt"]
     if not (prompt and prompt[-1]["role"] == "user" and prompt[-1]["content"]): raise ValueError(f"{where}: `prompt` must end with what the user says; its turns are {', '.join(m['role'] for m in prompt) or 'empty'}. Correct the row, or remove it.")
-    return prompt
+    return row | pair
 
-# %% ../nbs/11_dpo.ipynb #ba83baf5
+# %% ../nbs/11_dpo.ipynb #09248eb1
 def encode_pair(
     lm:LM, # Its tokenizer and template
     row:dict, # `prompt`, `chosen`, `rejected` as messages; `chosen_finished`, `rejected_finished` if known
     n:int=0, # Which row, for the error
 )->dict[str,list[int]]: # `prompt_ids`, `chosen_ids`, `rejected_ids`
     "One preference pair as token ids."
-    prompt, ids = check_pair(row, n), {}
+    pair, ids = check_pair(row, n), {}
     for side in ("chosen", "rejected"):
-        try: e = lm.encode(prompt, row[side][0]["content"], row.get(f"{side}_finished") is not False)
+        try: e = lm.encode(pair["prompt"], pair[side][0]["content"], row.get(f"{side}_finished") is not False)
         except ValueError as e: raise ValueError(f"row {n} (counted from 0): {e}") from None
         ids |= {"prompt_ids": e.prompt, f"{side}_ids": e.completion}
     return ids
 
-# %% ../nbs/11_dpo.ipynb #b74b57c4
+# %% ../nbs/11_dpo.ipynb #43acc92e
 def flaw(
     row:dict, # A pair
     ids:dict[str,list[int]], # As from `encode_pair`
@@ -117,7 +115,7 @@ def flaw(
     chosen, rejected = ids["chosen_ids"], ids["rejected_ids"]
     length = len(ids["prompt_ids"]) + max(len(chosen), len(rejected))
     if length > limit: return f"{length:,} tokens, and at most {limit:,} fit"
-    if not row["chosen"][0]["content"].strip(): return "the chosen response is empty"
+    if not one_answer(row["chosen"], "chosen")[0]["content"].strip(): return "the chosen response is empty"
     if not rejected: return "the rejected response is empty, and was cut"
     return "chosen and rejected are the same" if chosen == rejected else ""
 
@@ -281,7 +279,7 @@ class Health:
     ):
         self.file, self.every, self.bar, self.view, self.drawn = Path(file), every, None, None, -math.inf
 
-# %% ../nbs/11_dpo.ipynb #08e96da4
+# %% ../nbs/11_dpo.ipynb #d5154971
 @patch
 def step(self:Health,
     state, # `TrainerState`
@@ -289,7 +287,7 @@ def step(self:Health,
     "Called after each step."
     now, n = state.log_history[-1], state.global_step
     if not math.isfinite(now["loss"]):
-        raise ValueError(f"the loss is {now['loss']} at step {n}. Lower the learning rate; in float16, load the model in bfloat16 or float32.")
+        raise ValueError(f"the loss is {now['loss']} at step {n}. Lower the learning rate and use another folder; in float16, load the model in bfloat16 or float32.")
     if self.bar is None: self.bar = tqdm(desc="DPO", unit="step", total=state.max_steps, initial=n - 1, delay=2, leave=False)
     self.bar.set_postfix_str(f"loss {now['loss']:.3f}, margin {now['rewards/margins']:.2f}", refresh=False); self.bar.update()
     if in_notebook() and time.monotonic() - self.drawn > self.every: self.show(logged(state.log_history))
@@ -569,7 +567,7 @@ class Tuned(LM):
         self.base, self.adapter = base, adapter
         self.settings["quantization"] = base.settings.get("quantization")
 
-# %% ../nbs/11_dpo.ipynb #6e50a0ff
+# %% ../nbs/11_dpo.ipynb #e42138e6
 def load_adapter(
     lm:LM, # The model it was trained on; it is not changed
     path:str|Path, # A folder, or a name on the hub
@@ -582,7 +580,9 @@ def load_adapter(
     check_adapter(lm, folder)
     parts = f"{folder}: {ADAPTER[0]} and {ADAPTER[1]} do not belong together"
     try:
-        with quiet(): model = PeftModel.from_pretrained(twin(lm.model), folder).eval()
+        with quiet():
+            warnings.filterwarnings("ignore", "Found missing adapter keys") # Said below
+            model = PeftModel.from_pretrained(twin(lm.model), folder).eval()
     except RuntimeError as e:
         if isinstance(e, torch.OutOfMemoryError) or "size mismatch" not in str(e): raise
         raise ValueError(f"{parts} (the shapes of their layers differ). Copy or fetch the adapter again.") from None

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TALKS', 'ASKS', 'MORE', 'SYSTEM', 'ANSWERS', 'COLUMNS', 'ROLES', 'FOREIGN', 'READERS', 'LIMA', 'RENAME', 'SENTENCE',
-           'check_text', 'named', 'read_turn', 'clean_messages', 'read_turns', 'from_row', 'check_kind', 'read_text',
-           'read_lines', 'read_as_json', 'read_jsonl', 'read_json', 'separator', 'read_csv', 'understood',
+           'check_text', 'named', 'read_turn', 'clean_messages', 'one_answer', 'read_turns', 'from_row', 'check_kind',
+           'read_text', 'read_lines', 'read_as_json', 'read_jsonl', 'read_json', 'separator', 'read_csv', 'understood',
            'read_parquet', 'read_file', 'give_up', 'hub_token', 'no_answer', 'lima_file', 'load_split', 'open_dataset',
            'read_dataset', 'Row', 'places', 'read_source', 'words', 'shingle_hashes', 'jaccard', 'traces', 'Sketch',
            'Alike', 'Sieve', 'short', 'Drawn', 'counted', 'too_few', 'draw', 'shares', 'choose', 'load_instructions',
@@ -69,6 +69,17 @@ def clean_messages(
     "Messages in the one form in which they are compared."
     if not isinstance(messages, (list, tuple)): raise ValueError(f"`{column}` must be a list of turns; found {messages!r:.60}")
     return [t for t in (read_turn(turn, column) for turn in messages) if t["content"] or t["role"] != "system"]
+
+# %% ../nbs/02_instructions.ipynb #5e5ffea6
+def one_answer(
+    messages:list[dict], # A single turn of the assistant, in any of the forms above
+    column:str, # Where it was found, for the error
+)->list[dict]: # `[{"role": "assistant", "content": …}]`
+    "The assistant's answer, as it stands there."
+    roles = [t["role"] for t in clean_messages(messages, column)]
+    if roles != ["assistant"]: raise ValueError(f"`{column}` must be one message of the assistant; its turns are {', '.join(roles) or 'none'}. Earlier turns belong to `prompt`")
+    [text] = [t.get("content", t.get("value")) for t in messages if ROLES[str(t.get("role", t.get("from"))).lower()] == "assistant"]
+    return [dict(role="assistant", content=text)]
 
 # %% ../nbs/02_instructions.ipynb #758d6426
 def read_turns(

@@ -8,7 +8,7 @@ __all__ = ['RULES', 'CHUNK', 'all_pairs', 'best_rest', 'best_worst', 'same_text'
            'read_settings', 'check_pairs', 'save_pairs', 'read_whole', 'load_pairs', 'as_messages', 'pair_rows',
            'load_preferences']
 
-# %% ../nbs/10_preferences.ipynb #30cddb31
+# %% ../nbs/10_preferences.ipynb #57576e90
 import hashlib, json, os
 from dataclasses import dataclass
 from numbers import Real
@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 
 from .records import *
-from .instructions import clean_messages, open_dataset, read_file
+from .instructions import clean_messages, one_answer, open_dataset, read_file
 
 # %% ../nbs/10_preferences.ipynb #bd31bcbd
 def all_pairs(
@@ -284,7 +284,7 @@ def load_pairs(
     settings = read_settings(folder)
     return Pairs(Dataset(table, fingerprint=digest(settings)), fates, settings)
 
-# %% ../nbs/10_preferences.ipynb #e7f68818
+# %% ../nbs/10_preferences.ipynb #bc3974d9
 def as_messages(
     row:dict, # `chosen`, `rejected`, and `prompt` unless it stands in both of them
     where:str="this row", # For the error
@@ -300,13 +300,11 @@ def as_messages(
     for column, messages in pair.items():
         if not messages and column in row: raise ValueError(f"{where}: `{column}` is empty. Correct the row, or remove it.")
         if not messages: raise ValueError(f"{where} has no `{column}` (its columns: {', '.join(row)}). A pair is `prompt`, `chosen` and `rejected`, as texts or as messages: name the columns so.")
-        try: clean = clean_messages(messages, column)
+        try: pair[column] = clean_messages(messages, column) if column == "prompt" else one_answer(messages, column)
         except ValueError as e: raise ValueError(f"{where}: {e}. Correct the row, or remove it.") from None
-        roles = [m["role"] for m in clean]
-        if column == "prompt": pair["prompt"] = clean
-        if column == "prompt" and clean and not clean[-1]["content"]: raise ValueError(f"{where}: `prompt` is empty. Correct the row, or remove it.")
-        if column == "prompt" and roles[-1:] != ["user"]: raise ValueError(f"{where}: `prompt` must end with the user's turn; its turns are {', '.join(roles) or 'empty'}. Correct the row, or remove it.")
-        if column != "prompt" and roles != ["assistant"]: raise ValueError(f"{where}: `{column}` must be one message of the assistant; its turns are {', '.join(roles)}. Earlier turns belong to `prompt`.")
+    roles = [m["role"] for m in pair["prompt"]]
+    if roles[-1:] != ["user"]: raise ValueError(f"{where}: `prompt` must end with the user's turn; its turns are {', '.join(roles) or 'empty'}. Correct the row, or remove it.")
+    if not pair["prompt"][-1]["content"]: raise ValueError(f"{where}: `prompt` is empty. Correct the row, or remove it.")
     return row | pair
 
 # %% ../nbs/10_preferences.ipynb #158f7b01

@@ -518,12 +518,12 @@ def made(given, says, instructions=asked, responses=lambda: answers(), rankings=
     @case(PAIRS, given, says)
     def _(): return lambda: make_pairs(instructions(), responses(), rankings(), **how)
 
-made("a ranking of other texts", "the ranking of instruction a2b85a941ded7c13 by oracle is of other texts … Rank these responses again", responses=lambda: [replace(r, text=r.text + "!") for r in answers()])
-made("a ranking of fewer responses", "the ranking of instruction a2b85a941ded7c13 … than these 4 responses … Rank these responses again", responses=lambda: [*answers(), replace(answers()[0], index=3)])
+made("a ranking of other texts", "the ranking of instruction a2b85a941ded7c13 by oracle is of other texts … Move the old rankings away, and rank again", responses=lambda: [replace(r, text=r.text + "!") for r in answers()])
+made("a ranking of fewer responses", "the ranking of instruction a2b85a941ded7c13 … has 3 scores, and there are 4 responses … rank again", responses=lambda: [*answers(), replace(answers()[0], index=3)])
 made("rankings of instructions that are not there", "1 rankings belong to no instruction … d47f41e14b3c621c … Give the instructions that were ranked", lambda: asked()[:2], lambda: answers()[:6])
 made("rankings of two judges", "ranked more than once: by oracle and by me … Give the rankings of one judge", rankings=lambda: [*ranked(), replace(ranked()[0], judge="me")])
-made("a score that is NaN", "a score is a finite number or None; found nan", rankings=lambda: [Ranking(asked()[0].id, "me", [1., math.nan])])
-made("scores as text", "a score is a finite number or None; found '1'", rankings=lambda: [Ranking(asked()[0].id, "me", ["1", "2"])])
+made("a score that is NaN", "instruction a2b85a941ded7c13 … is nan … must be a finite number, or None", rankings=lambda: [Ranking(asked()[0].id, "me", [1., math.nan])])
+made("scores as text", "instruction a2b85a941ded7c13 … is '1' … must be a finite number, or None", rankings=lambda: [Ranking(asked()[0].id, "me", ["1", "2"])])
 made("a rule that does not exist", "unknown rule 'best' … best_worst, best_rest, all", rule="best")
 made("a margin below 0", "margin is -1 … 0 or more", margin=-1)
 made("a margin that is NaN", "margin is nan … 0 or more", margin=math.nan)
@@ -550,10 +550,10 @@ def by_hand(given, scores, says):
         write("run/rankings.jsonl", lines(dict(journal="Ranking", format=1, complete=True, settings={})) + f'{{"instruction_id":"{asked()[0].id}","judge":"me","scores":{scores}}}\n')
         return lambda: dpo_pairs(["--recipe", "tiny", "--output_dir", "run"])
 
-by_hand("a rankings.jsonl with scores as text", '["1", "2"]', "run/rankings.jsonl, line 2 … `float | null`, got `str` … Correct the line")
-by_hand("a rankings.jsonl with NaN", "[NaN, 1]", "run/rankings.jsonl, line 2 … malformed … Correct the line")
-by_hand("a rankings.jsonl with too few scores", "[1]", "the ranking of instruction a2b85a941ded7c13 by me is of other texts … Rank these responses again")
-by_hand("a rankings.jsonl that does not say which texts were ranked", "[1, 2]", "the ranking of instruction a2b85a941ded7c13 by me is of other texts … Rank these responses again")
+by_hand("a rankings.jsonl with scores as text", '["1", "2"]', "run/rankings.jsonl, line 2 … float | null, got str … Restore the line")
+by_hand("a rankings.jsonl with NaN", "[NaN, 1]", "run/rankings.jsonl, line 2 … malformed … Restore the line")
+by_hand("a rankings.jsonl with too few scores", "[1]", "the ranking of instruction a2b85a941ded7c13 by me has 1 scores, and there are 2 responses … rank again")
+by_hand("a rankings.jsonl that does not say which texts were ranked", "[1, 2]", "the ranking of instruction a2b85a941ded7c13 by me is of other texts … rank again")
 
 GOOD = dict(prompt="Why?", chosen="So.", rejected="No.")
 
@@ -728,7 +728,7 @@ comparison("no instructions to compare on", "the list is empty … Draw some wit
 comparison("the name of a judge in place of the judge", "the judge must be an object with `rank` … found 'oracle'", judge=lambda: "oracle")
 comparison("a judge that gives one score where two are compared", "the judge mine did not give two scores … a score or None for each response", judge=OneScore)
 
-@case(EVALUATION, "a journal with rankings of other answers", "the ranking of instruction a2b85a941ded7c13 by oracle is of other texts … into another file")
+@case(EVALUATION, "a journal with rankings of other answers", "the ranking of instruction a2b85a941ded7c13 by oracle is of other texts … rank again")
 def _(): compare(asked(), answered(), Oracle(), [], "rankings.jsonl"); return lambda: compare(asked(), answered() | dict(tuned=answered()["base"]), Oracle(), [], "rankings.jsonl")
 
 WHY = Instruction.ask("Why?")
@@ -768,9 +768,9 @@ def damaged(given, says, change):
         journal(); write("responses.jsonl", "\n".join(change(Path("responses.jsonl").read_text().splitlines())) + "\n")
         return lambda: generate(lm(), asked(), out="responses.jsonl", **SHORT)
 
-damaged("a line of a journal that is no JSON any more", "responses.jsonl, line 3 … malformed … Correct the line, or remove it", lambda rows: [*rows[:2], rows[2][:-5], *rows[3:]])
-damaged("a line of a journal without one of its fields", "responses.jsonl, line 2 … missing required field `text` … Correct the line", lambda rows: [rows[0], rows[1].replace('"text":', '"txt":'), *rows[2:]])
-damaged("a number as text in a journal", "responses.jsonl, line 2 … Expected `int`, got `str` - at `$.index` … Correct the line", lambda rows: [rows[0], rows[1].replace('"index":0', '"index":"0"'), *rows[2:]])
+damaged("a line of a journal that is no JSON any more", "responses.jsonl, line 3 … malformed … Restore the line, or remove it", lambda rows: [*rows[:2], rows[2][:-5], *rows[3:]])
+damaged("a line of a journal without one of its fields", "responses.jsonl, line 2 … missing required field text … Restore the line", lambda rows: [rows[0], rows[1].replace('"text":', '"txt":'), *rows[2:]])
+damaged("a number as text in a journal", "responses.jsonl, line 2 … Expected int, got str - at $.index … Restore the line", lambda rows: [rows[0], rows[1].replace('"index":0', '"index":"0"'), *rows[2:]])
 damaged("a line that stands twice in a journal", "responses.jsonl, line 8 … there already … Remove one of the two lines", lambda rows: [*rows, rows[-1]])
 damaged("a journal without its first line", "responses.jsonl, line 1 is not the first line of a journal … move this file away", lambda rows: rows[1:])
 
@@ -810,7 +810,7 @@ stage("dpo_rank before dpo_generate", "dpo_rank: run/instructions.jsonl is not t
 stage("dpo_pairs before dpo_rank", "dpo_pairs: run/rankings.jsonl is not there … an earlier stage: run that first", dpo_pairs, stages)
 stage("`dpo_pairs --rule worst`", "dpo_pairs: unknown rule 'worst' … best_worst, best_rest, all", dpo_pairs, lambda: (stages(), Oracle().rank(asked(), read_journal("run/responses.jsonl", Response), "run/rankings.jsonl")), "--rule", "worst")
 stage("dpo_rank when dpo_generate was broken off", "dpo_rank: run/responses.jsonl is not complete … Start that stage again first", dpo_rank, lambda: (stages(), edit("run/responses.jsonl", '"complete": true', '"complete": false')))
-stage("a text that was edited in instructions.jsonl", "dpo_rank: run/instructions.jsonl, line 2 … does not belong to these messages … Correct the line", dpo_rank, lambda: (stages(), edit("run/instructions.jsonl", asked()[1].text, "Why?")))
+stage("a text that was edited in instructions.jsonl", "dpo_rank: run/instructions.jsonl, line 2 … does not belong to these messages … Restore the line", dpo_rank, lambda: (stages(), edit("run/instructions.jsonl", asked()[1].text, "Why?")))
 stage("the folder of a run of another recipe", "dpo_demo: run is the run of another recipe (beta: 0.1 there, 0.2 now) … use another folder", dpo_demo, lambda: Run("run", recipes["tiny"]), "--beta", ".2")
 stage("a recipe.json that is cut", "dpo_demo: run/recipe.json is damaged … use another run folder", dpo_demo, lambda: (Run("run", recipes["tiny"]), cut("run/recipe.json")))
 stage("a folder of one's own with an adapter in it", "dpo_demo: run is no run folder … has adapter … Use another folder", dpo_demo, lambda: write("run/adapter/adapter_config.json", "{}"))
