@@ -6,12 +6,12 @@
 __all__ = ['FIXED', 'ADAPTER', 'COMMIT', 'WHOLE', 'dpo_loss', 'token_logps', 'completion_logps', 'check_rows', 'check_pair',
            'encode_pair', 'flaw', 'tokenize_pairs', 'linear_layers', 'lora_config', 'twin', 'quiet', 'check_fields',
            'dpo_config', 'smooth', 'plot_curves', 'in_notebook', 'logged', 'Health', 'step_of', 'checkpoints',
-           'is_whole', 'newest', 'saving', 'pair_trainer', 'four_bit', 'check_packing', 'make_trainer', 'save_adapter',
-           'adapter_folder', 'find_file', 'read_base', 'trained_on', 'instruction_traces', 'read_adapter',
-           'check_adapter', 'Tuned', 'load_adapter', 'check_shape', 'load_start', 'hold_to_start', 'Training',
-           'read_training', 'pairs_digest', 'check_training', 'keep_settings', 'run_training', 'check_numbers',
-           'check_reference', 'check_start', 'past', 'train_dpo', 'base_weights', 'is_merged', 'merge_adapter',
-           'response_logps', 'merge_report']
+           'keep_two', 'is_whole', 'newest', 'saving', 'pair_trainer', 'four_bit', 'check_packing', 'make_trainer',
+           'save_adapter', 'adapter_folder', 'find_file', 'read_base', 'trained_on', 'instruction_traces',
+           'read_adapter', 'check_adapter', 'Tuned', 'load_adapter', 'check_shape', 'load_start', 'hold_to_start',
+           'Training', 'read_training', 'pairs_digest', 'check_training', 'keep_settings', 'run_training',
+           'check_numbers', 'check_reference', 'check_start', 'past', 'train_dpo', 'base_weights', 'is_merged',
+           'merge_adapter', 'response_logps', 'merge_report']
 
 # %% ../nbs/11_dpo.ipynb #f3e4fed6
 import copy, difflib, errno, json, math, os, re, shutil, sys, time, warnings
@@ -319,7 +319,7 @@ def close(self:Health,
     if self.bar is not None: self.bar.close()
     if self.view is not None: self.show(logged(state.log_history))
 
-# %% ../nbs/11_dpo.ipynb #fbcd2985
+# %% ../nbs/11_dpo.ipynb #02d157a2
 def step_of(
     checkpoint:Path, # checkpoint-<step>
 )->int:
@@ -331,6 +331,13 @@ def checkpoints(
 )->list[Path]: # In the order of their steps
     "The checkpoints in a folder, torn ones too."
     return sorted((f for f in folder.glob("checkpoint-*") if f.is_dir() and f.name.removeprefix("checkpoint-").isdigit()), key=step_of)
+
+def keep_two(
+    folder:Path, # Of the checkpoints
+    step:int, # Of now: what another start wrote after it is not touched
+):
+    "Remove all but the last two checkpoints."
+    for old in [f for f in checkpoints(folder) if step_of(f) <= step][:-2]: shutil.rmtree(old)
 
 # %% ../nbs/11_dpo.ipynb #2984450d
 def is_whole(
@@ -367,7 +374,7 @@ def saving(
             full = "No space left" in str(e) or shutil.disk_usage(folder.parent).free < 2**20
             raise OSError(errno.ENOSPC if full else errno.EIO, str(e).splitlines()[0]) from None
 
-# %% ../nbs/11_dpo.ipynb #a63b6926
+# %% ../nbs/11_dpo.ipynb #c97375cf
 @cache
 def pair_trainer():
     "TRL's trainer, on tokens that are already there. A function, so that TRL is imported only when something is trained."
@@ -382,7 +389,7 @@ def pair_trainer():
         def _save_checkpoint(self, model, trial):
             with saving(Path(self.args.output_dir)/f"checkpoint-{self.state.global_step}"): super()._save_checkpoint(model, trial)
             self.health.save(self.state)
-            for old in [f for f in checkpoints(Path(self.args.output_dir)) if step_of(f) <= self.state.global_step][:-2]: shutil.rmtree(old)
+            keep_two(Path(self.args.output_dir), self.state.global_step)
     return PairTrainer
 
 # %% ../nbs/11_dpo.ipynb #d1a816f2
@@ -698,7 +705,7 @@ def keep_settings(
     about = dict(pairs=len(trainer.train_dataset), modules=len(trainer.model.targeted_module_names), trainable=trainer.model.num_parameters(only_trainable=True))
     write_whole(folder/"training.json", json.dumps(dict(about, settings=settings, dropped=dropped.values.tolist()), indent=1) + "\n")
 
-# %% ../nbs/11_dpo.ipynb #51e8a854
+# %% ../nbs/11_dpo.ipynb #5e2e34f2
 @quiet()
 def run_training(
     trainer, # From `make_trainer`
@@ -714,6 +721,7 @@ def run_training(
         if state and state.global_step == state.max_steps: trainer._load_from_checkpoint(str(checkpoint)); trainer.state = state
         else: trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     finally: trainer.health.close(trainer.state)
+    keep_two(Path(trainer.args.output_dir), trainer.state.global_step)
     trainer.health.save(trainer.state)
     return logged(trainer.state.log_history)
 

@@ -806,8 +806,8 @@ def stage(given, says, script, make=lambda: None, *flags):
 
 def edit(name, old, new): text = Path(name).read_text(); assert old in text; write(name, text.replace(old, new))
 
-stage("dpo_rank before dpo_generate", "dpo_rank: run/instructions.jsonl is not there … an earlier stage: run that first", dpo_rank)
-stage("dpo_pairs before dpo_rank", "dpo_pairs: run/rankings.jsonl is not there … an earlier stage: run that first", dpo_pairs, stages)
+stage("dpo_rank before dpo_generate", "dpo_rank: run has no instructions.jsonl … Run dpo_generate with this --output_dir first", dpo_rank)
+stage("dpo_pairs before dpo_rank", "dpo_pairs: run has no rankings.jsonl … Run dpo_rank with this --output_dir first", dpo_pairs, stages)
 stage("`dpo_pairs --rule worst`", "dpo_pairs: unknown rule 'worst' … best_worst, best_rest, all", dpo_pairs, lambda: (stages(), Oracle().rank(asked(), read_journal("run/responses.jsonl", Response), "run/rankings.jsonl")), "--rule", "worst")
 stage("dpo_rank when dpo_generate was broken off", "dpo_rank: run/responses.jsonl is not complete … Start that stage again first", dpo_rank, lambda: (stages(), edit("run/responses.jsonl", '"complete": true', '"complete": false')))
 stage("a text that was edited in instructions.jsonl", "dpo_rank: run/instructions.jsonl, line 2 … does not belong to these messages … Restore the line", dpo_rank, lambda: (stages(), edit("run/instructions.jsonl", asked()[1].text, "Why?")))
@@ -902,14 +902,14 @@ HEAD = """# What can go wrong, and what you are told
 
 > Bad input, stage by stage, with the words that come back
 
-A message says what happened, where (the file, the row, the field), and what to do. Nothing of yours is changed or lost by an error: each case below is run by `tests/test_bad_input.py`, which also compares every file before and after. In a notebook a message is a `ValueError`; a script prints it as one line (below its usage, if a flag is wrong) and ends with 2. What is no error says *no error* and what happens instead.
+A message says what happened, where (the file, the row, the field), and what to do. Nothing of yours is changed or lost by an error: each case below is run by `tests/test_bad_input.py`, which also compares every file before and after. In a notebook a message is an exception, nearly always a `ValueError`; a script prints it as one line (below its usage, if a flag is wrong) and its exit code is 2. Where something is no error, *no error* stands in front of what happens instead.
 
-This page is written by `python tests/test_bad_input.py`. Long messages are cut here.
+This page is written by `python tests/test_bad_input.py`. A name of hundreds of letters is cut here.
 """
 
 def escaped(text):
     "A text as it should stand in a table of markdown."
-    text = text if len(text) <= 340 else text[:339] + "…"
+    text = text if len(text) <= 700 else text[:699] + "…"
     return re.sub(r"([\\`*<>|$]|(?<!\w)_|_(?!\w)|--)", r"\\\1", " ".join(text.split()))
 
 def row(given):
