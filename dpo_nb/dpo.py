@@ -119,7 +119,7 @@ def flaw(
     if not rejected: return "the rejected response is empty, and was cut"
     return "chosen and rejected are the same" if chosen == rejected else ""
 
-# %% ../nbs/11_dpo.ipynb #30bce309
+# %% ../nbs/11_dpo.ipynb #5f7360a6
 def tokenize_pairs(
     lm:LM, # Its tokenizer and template
     dataset, # A `datasets.Dataset` or a list of dicts, as `encode_pair` reads them
@@ -133,7 +133,7 @@ def tokenize_pairs(
     pairs = [encode_pair(lm, row, n) for n, row in enumerate(dataset)]
     flaws = [flaw(row, ids, limit) for row, ids in zip(dataset, pairs)]
     dropped = pd.DataFrame([(n, f) for n, f in enumerate(flaws) if f], columns=["row", "reason"])
-    if len(dropped) == len(pairs): raise ValueError(f"none of the {len(pairs)} pairs can be trained on. The first: {flaws[0]}. Give other pairs, or a higher max_length where the model has room for it.")
+    if len(dropped) == len(pairs): raise ValueError(f"no pair can be trained on ({len(pairs)} given). The first: {flaws[0]}. Give other pairs{', or a higher max_length where the model has room for it' * ('tokens' in flaws[0])}.")
     if len(dropped): warnings.warn(f"{len(dropped)} of {len(pairs)} pairs are left out; the first, row {dropped.row[0]}: {dropped.reason[0]}. All: `.dropped`.")
     return Dataset.from_list([ids for ids, f in zip(pairs, flaws) if not f]), dropped
 
@@ -671,7 +671,7 @@ def read_training(
         raise ValueError(f"{folder} has a finished training, but its training.json or training.jsonl is missing or damaged ({type(e).__name__}). Its adapter can be used (`load_adapter`). To train again, use another folder.") from None
     return Training(folder, history, pd.DataFrame(kept["dropped"], columns=["row", "reason"]), kept["pairs"], kept["modules"], kept["trainable"])
 
-# %% ../nbs/11_dpo.ipynb #18953ace
+# %% ../nbs/11_dpo.ipynb #96341839
 def pairs_digest(
     dataset, # The pairs
 )->str: # Changes when any text does
@@ -689,7 +689,7 @@ def check_training(
     if made and not file.exists(): raise ValueError(f"{folder} has {made[0]}, but no training.json: something else made it. Use another folder.")
     if not made: return False
     try: old = json.loads(file.read_text())["settings"]
-    except (ValueError, KeyError, TypeError): raise ValueError(f"{file} is damaged. Use another folder, or remove this one.") from None
+    except (ValueError, KeyError, TypeError): raise ValueError(f"{file} is damaged. Use another folder; if there is an adapter in this one, it can still be used (`load_adapter`).") from None
     differ = differences(old, settings)
     if differ: raise ValueError(f"{folder} holds another training ({differ}). Go on with the old settings, or use another folder.")
     return (folder/"adapter").exists()
@@ -736,13 +736,13 @@ def check_numbers(
         kind = (Integral, "a whole number") if name in WHOLE else (Real, "a number")
         if not isinstance(value, kind[0]) or not 0 < value < math.inf: raise ValueError(f"{name} must be {kind[1]} above 0; found {value!r}")
 
-# %% ../nbs/11_dpo.ipynb #5846ff02
+# %% ../nbs/11_dpo.ipynb #69a6b5bb
 def check_reference(
     reference:str, # As in `train_dpo`
 ):
     "Refuse a reference that does not exist."
     if reference not in ("base", "start"):
-        raise ValueError(f"reference is 'base' (the model without adapters) or 'start' (with the adapter that it starts from); found {reference!r}")
+        raise ValueError(f"reference must be 'base' (the model without adapters) or 'start' (with the adapter that it starts from); found {reference!r}")
 
 def check_start(
     lm:LM, # As from `load_lm` or `load_adapter`

@@ -62,7 +62,7 @@ class Encoded(NamedTuple):
     prompt:list[int] # The conversation up to where the assistant begins
     completion:list[int] # The response, with the end token if the model ended by itself
 
-# %% ../nbs/03_models.ipynb #9c561c51
+# %% ../nbs/03_models.ipynb #f7cd7e8f
 class LM:
     "A causal language model with its tokenizer and chat template."
     def __init__(self,
@@ -73,6 +73,7 @@ class LM:
         weights:str="", # Fingerprint of the weights, so that journals of two models are never mixed
     ):
         self.model, self.tokenizer, self.name = model, tokenizer, name
+        tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True # Lengths are checked where it matters
         bos = tokenizer.bos_token if tokenizer.bos_token_id in tokenizer("").input_ids else None
         template = tokenizer.chat_template or ("{{ bos_token }}" if bos else "") + PLAIN_TEMPLATE
         tokenizer.chat_template = fix_date(template if isinstance(template, str) else template["default"], day)
@@ -203,7 +204,7 @@ def nf4(
     from transformers import BitsAndBytesConfig
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
 
-# %% ../nbs/03_models.ipynb #e5fcca03
+# %% ../nbs/03_models.ipynb #f613dbda
 def check_device(
     device:str, # As torch names it
 )->str: # The same
@@ -217,8 +218,8 @@ def check_precision(
     quantization:str|None, # As in `load_lm`
 ):
     "Refuse a precision that does not exist."
-    if dtype not in ("auto", "float32", "float16", "bfloat16"): raise ValueError(f"dtype is 'auto', 'float32', 'float16' or 'bfloat16'; found {dtype!r}")
-    if quantization not in (None, "nf4"): raise ValueError(f"quantization is 'nf4' or None; found {quantization!r}")
+    if dtype not in ("auto", "float32", "float16", "bfloat16"): raise ValueError(f"dtype must be 'auto', 'float32', 'float16' or 'bfloat16'; found {dtype!r}")
+    if quantization not in (None, "nf4"): raise ValueError(f"quantization must be 'nf4' or None; found {quantization!r}")
 
 # %% ../nbs/03_models.ipynb #98db2f40
 @contextmanager
@@ -415,7 +416,7 @@ def passes(
     status = getattr(error, "status_code", None) # A connection that failed has none
     return status is None or (status in (408, 409, 429) or status >= 500) and error.response.headers.get("x-should-retry") != "false"
 
-# %% ../nbs/03_models.ipynb #9e4a3a33
+# %% ../nbs/03_models.ipynb #bfce6b96
 @patch
 def _said(self:Endpoint, error)->str:
     body = getattr(error, "body", None) or error.__cause__ or error
@@ -430,7 +431,7 @@ def _why(self:Endpoint, error)->str:
     if type(error).__name__ == "APITimeoutError": return f"{self.url} gave no answer within {self.timeout:g} s. If it is only slow, lower concurrency, or raise timeout."
     if status is None: return f"{self.url} cannot be reached ({said}). Is the server running, and is this its address?"
     if status in (401, 403): return f"{self.url} refuses the {'key' if self._key else 'request without a key'} ({status}: {said}). Set OPENAI_API_KEY to a key of this server, in the environment or as a secret of Colab or Kaggle."
-    if status == 404: return f"{self.url} does not know this request ({status}: {said}). Is it the address of an OpenAI-compatible server? Most end in /v1."
+    if status == 404: return f"{self.url} does not know this request ({status}: {said}). Is it the address of an OpenAI-compatible server?"
     if status == 429: return f"{self.url} takes no more requests ({status}: {said}). Lower concurrency, raise patience, or see what the account still allows."
     if status >= 500: return f"{self.url} has failed ({status}: {said}). The server's own log says why."
     return f"{self.url} refuses the request ({status}: {said})."
@@ -510,7 +511,7 @@ def ask_each(self:Endpoint,
         except BaseExceptionGroup as e: raise e.exceptions[0] from None
     run_apart(everybody)
 
-# %% ../nbs/03_models.ipynb #4fb351c7
+# %% ../nbs/03_models.ipynb #c933d8ac
 @patch
 def models(self:Endpoint)->list[str]:
     "The names of the models that the server offers."
@@ -519,7 +520,7 @@ def models(self:Endpoint)->list[str]:
         try: content = client.models.with_raw_response.list().content
         except (APIConnectionError, APIStatusError) as e: raise ValueError(self._why(e)) from None
     try: return [m.id for m in msgspec.convert(json.loads(content), _Models).data]
-    except ValueError as e: raise ValueError(f"{self.url} does not list its models as an OpenAI-compatible server does: {e}. Is the address right? Most end in /v1.") from None
+    except ValueError as e: raise ValueError(f"{self.url} does not list its models as an OpenAI-compatible server does: {e}. Is the address right?") from None
 
 @patch
 def check(self:Endpoint):

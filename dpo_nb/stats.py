@@ -45,12 +45,12 @@ class WinRate(NamedTuple):
     losses:int
     unjudged:int # Left out of the rate
 
-# %% ../nbs/05_stats.ipynb #c49b8fca
+# %% ../nbs/05_stats.ipynb #a93d4da3
 def win_rate(
     differences:list[float|None], # One an instruction: our score minus theirs, `None` = not judged
 )->WinRate:
     "The win rate over instructions, with its 95% interval."
     judged = np.array([d for d in differences if d is not None], dtype=float)
-    if not len(judged): raise ValueError(f"none of the {len(differences)} instructions was judged, so there is no win rate")
+    if not len(judged): raise ValueError(f"no instruction was judged ({len(differences)} were asked about), so there is no win rate. Give a judge that knows them.")
     wins, losses = int((judged > 0).sum()), int((judged < 0).sum())
     return WinRate(bootstrap(np.sign(judged) / 2 + .5), wins, len(judged) - wins - losses, losses, len(differences) - len(judged))

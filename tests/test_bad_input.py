@@ -307,8 +307,8 @@ model("a chat template with a mistake in it", "template of model … endfor … 
 model("a chat template that leaves out what is said", "template of model … Hello … Set `tokenizer.chat_template`", chat_template__jinja="Hello")
 model("a chat template that prints the date in a format that it computes", "chat template prints the date … Write the format into its `strftime_now(…)`",
       chat_template__jinja="{% set f = '%d' %}{{ strftime_now(f) }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
-model("a precision that does not exist", "dtype is 'auto', 'float32' … found 'float8'", lambda: load_lm("model", "float8"))
-model("a quantization that does not exist", "quantization is 'nf4' or None … found 'int4'", lambda: load_lm("model", quantization="int4"))
+model("a precision that does not exist", "dtype must be 'auto', 'float32' … found 'float8'", lambda: load_lm("model", "float8"))
+model("a quantization that does not exist", "quantization must be 'nf4' or None … found 'int4'", lambda: load_lm("model", quantization="int4"))
 model("a device that is not there", "no device 'cuda:7' here … give 'cpu'", lambda: load_lm("model", device="cuda:7"))
 
 @case(MODEL, "a tokenizer with more tokens than the model", "tokenizer of model has 2895 tokens … the model embeds 895 … tokenizer of another model")
@@ -520,7 +520,7 @@ def made(given, says, instructions=asked, responses=lambda: answers(), rankings=
 
 made("a ranking of other texts", "the ranking of instruction a2b85a941ded7c13 by oracle is of other texts … Move the old rankings away, and rank again", responses=lambda: [replace(r, text=r.text + "!") for r in answers()])
 made("a ranking of fewer responses", "the ranking of instruction a2b85a941ded7c13 … has 3 scores, and there are 4 responses … rank again", responses=lambda: [*answers(), replace(answers()[0], index=3)])
-made("rankings of instructions that are not there", "1 rankings belong to no instruction … d47f41e14b3c621c … Give the instructions that were ranked", lambda: asked()[:2], lambda: answers()[:6])
+made("rankings of instructions that are not there", "1 of 3 rankings are of no instruction … d47f41e14b3c621c … Give the instructions that were ranked", lambda: asked()[:2], lambda: answers()[:6])
 made("rankings of two judges", "ranked more than once: by oracle and by me … Give the rankings of one judge", rankings=lambda: [*ranked(), replace(ranked()[0], judge="me")])
 made("a score that is NaN", "instruction a2b85a941ded7c13 … is nan … must be a finite number, or None", rankings=lambda: [Ranking(asked()[0].id, "me", [1., math.nan])])
 made("scores as text", "instruction a2b85a941ded7c13 … is '1' … must be a finite number, or None", rankings=lambda: [Ranking(asked()[0].id, "me", ["1", "2"])])
@@ -538,10 +538,10 @@ def left(given, says, *texts, finished=True):
         responses = [r for i in asked() for r in said_to(i, *texts, finished=finished)]
         return lambda: make_pairs(asked(), responses, pairrm().rank(asked(), responses))
 
-left("responses that are all the same", "no pairs … same text as another … Sample more", "Hi", "Hi", "Hi")
-left("responses that are all empty", "no pairs … same text as another … Sample more", "", "", "")
-left("one response to each instruction", "no pairs … not judged … a pair needs two", "Hi")
-left("responses that were all cut at the limit", "no pairs … cut at the limit … longer ones … allow cut ones", "Hi", "Um.", finished=False)
+left("responses that are all the same", "no pairs … same text as another … sample at a higher temperature", "Hi", "Hi", "Hi")
+left("responses that are all empty", "no pairs … same text as another … sample at a higher temperature", "", "", "")
+left("one response to each instruction", "no pairs … not judged … sample more of them", "Hi")
+left("responses that were all cut at the limit", "no pairs … cut at the limit … raise max_new_tokens … allow_cut", "Hi", "Um.", finished=False)
 
 def by_hand(given, scores, says):
     @case(PAIRS, given, says, error=SystemExit)
@@ -607,10 +607,10 @@ training("the name of a file in place of pairs", "must be a list of dicts … fo
 training("pairs of texts in place of messages", "row 0 … `prompt` must be a list of messages … found 'Why?' … `load_preferences` makes messages of texts", (GOOD,))
 training("a pair without a chosen side among good ones", "row 1 … has no `chosen` … A pair is", (pair(), pair() | dict(chosen=None)))
 training("a prompt with a role that does not exist", "row 0 … unknown role 'bard' in `prompt` … Correct the row", (pair() | dict(prompt=[turn("Hi", "bard")]),))
-training("pairs whose two sides are the same", "none of the 1 pairs … chosen and rejected are the same … Give other pairs", (pair(chosen="5.", rejected="5."),))
-training("pairs whose chosen side is empty", "none of the 1 pairs … the chosen response is empty … Give other pairs", (pair(chosen=""),))
-training("only pairs that are longer than max_length", "none of the 1 pairs … 17 tokens, and at most 8 fit … a higher max_length", max_length=8)
-training("a response of 1 MB", "none of the 1 pairs … 540,012 tokens, and at most 512 fit", (pair(chosen="2 + 3 = 5. " * 90_000),), max_length=None)
+training("pairs whose two sides are the same", "no pair can be trained on … chosen and rejected are the same … Give other pairs", (pair(chosen="5.", rejected="5."),))
+training("pairs whose chosen side is empty", "no pair can be trained on … the chosen response is empty … Give other pairs", (pair(chosen=""),))
+training("only pairs that are longer than max_length", "no pair can be trained on … 17 tokens, and at most 8 fit … a higher max_length", max_length=8)
+training("a response of 1 MB", "no pair can be trained on … 540,012 tokens, and at most 512 fit", (pair(chosen="2 + 3 = 5. " * 90_000),), max_length=None)
 training("LoRA targets that match nothing", "no linear layer called c_attn … It has: down_proj … Give some of these as `targets`", targets=["c_attn"])
 training("a rank of 0", "lora_r must be a whole number above 0; found 0", lora_r=0)
 training("a rank as text", "lora_r must be a whole number … found '16'", lora_r="16")
@@ -621,7 +621,7 @@ training("a learning rate that is far too high", "the loss is nan at step 2 … 
 training("a negative number of epochs", "num_epochs must be a number above 0; found -1", num_epochs=-1)
 training("a batch of 0 pairs", "batch_size must be a whole number above 0; found 0", batch_size=0)
 training("a beta of 0", "beta must be a number above 0; found 0.0", beta=0.)
-training("a reference that does not exist", "reference is 'base' … or 'start' … found 'itself'", reference="itself")
+training("a reference that does not exist", "reference must be 'base' … or 'start' … found 'itself'", reference="itself")
 training("a mistyped field of TRL", "no field 'loss_typ' … The nearest: loss_type", loss_typ="ipo")
 training("a loss that TRL does not know", "loss_type 'dpo' … sigmoid", loss_type="dpo")
 training("a field that is set by another name", "output_dir cannot be given … a parameter of `train_dpo` by another name", output_dir="there")
@@ -683,7 +683,7 @@ adapter("an adapter of another model, and nothing that says of which", "adapter 
         base__json=None, adapter_model__safetensors=tensors(lambda t: {k.replace("layers.1.", "layers.30."): v for k, v in t.items()}))
 adapter("an adapter on a model that has one already", "tiny-dpo has an adapter already … `.base`", lambda: load_adapter(load_adapter(lm(), "adapter"), "adapter"))
 adapter("a further training with another rank than the adapter has", "the adapter in adapter … (r: 2 there, 4 now) … Give `lora_r`", lambda: train_dpo(load_adapter(lm(), "adapter"), [pair()], "run", lora_r=4))
-adapter("a merge in a precision that does not exist", "dtype is 'auto', 'float32' … found 'int8'", lambda: merge_adapter("tiny", "adapter", "merged", dtype="int8"))
+adapter("a merge in a precision that does not exist", "dtype must be 'auto', 'float32' … found 'int8'", lambda: merge_adapter("tiny", "adapter", "merged", dtype="int8"))
 adapter("a merge into a model that is not there", "no/model has no config.json … Give the folder that `save_pretrained` wrote, or a hub name", lambda: merge_adapter("no/model", "adapter", "merged"))
 
 def replace_name(lm): lm.name = "model"; return lm
@@ -733,7 +733,7 @@ def _(): compare(asked(), answered(), Oracle(), [], "rankings.jsonl"); return la
 
 WHY = Instruction.ask("Why?")
 
-@case(EVALUATION, "questions that the judge cannot judge", "none of the 1 instructions was judged")
+@case(EVALUATION, "questions that the judge cannot judge", "no instruction was judged")
 def _(): return lambda: wins(compare([WHY], dict(base=said_to(WHY, "So."), tuned=said_to(WHY, "No.")), Oracle(), seen=[]))
 
 @happens(EVALUATION, "too few instructions to tell", "3 instructions are too few to tell … Compare on more of them")
