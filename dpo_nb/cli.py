@@ -254,7 +254,7 @@ def dpo_generate(
         print(f"{len(responses)} responses to {len(train)} instructions, {cut} of them cut at {r.max_new_tokens} tokens: {folder/'responses.jsonl'}")
         if len(train.dropped): print(f"{train.summary}: {folder/'passed_over.csv'}")
 
-# %% ../nbs/17_cli.ipynb #da0ac4cd
+# %% ../nbs/17_cli.ipynb #6fbf16fc
 @contextmanager
 def stages_before(
     folder:Path, # Of the run
@@ -262,9 +262,10 @@ def stages_before(
 ): # A list: the instructions, then what each file holds
     "What earlier stages have left in a folder, which nobody else works in now."
     kinds = dict(responses=Response, rankings=Ranking)
-    for name, script in dict(instructions="dpo_generate", responses="dpo_generate", rankings="dpo_rank").items():
-        if name in ("instructions", *files) and not (folder/f"{name}.jsonl").is_file(): raise ValueError(f"{folder} has no {name}.jsonl. Run {script} with this --output_dir first.")
-    with alone(folder): yield [read_records(folder/"instructions.jsonl", Instruction), *(read_journal(folder/f"{f}.jsonl", kinds[f]) for f in files)]
+    with alone(folder):
+        for name, script in dict(instructions="dpo_generate", responses="dpo_generate", rankings="dpo_rank").items():
+            if name in ("instructions", *files) and not (folder/f"{name}.jsonl").is_file(): raise ValueError(f"{folder} has no {name}.jsonl. Run {script} with this --output_dir first.")
+        yield [read_records(folder/"instructions.jsonl", Instruction), *(read_journal(folder/f"{f}.jsonl", kinds[f]) for f in files)]
 
 def dpo_rank(
     args:list[str]|None=None, # Flags; `None` = those of the shell

@@ -394,25 +394,17 @@ class Asked:
 
     def _state(self): return f" {len(self.there)} of {len(self.wanted)} responses are in {self.journal.path}; the same call goes on from there." if self.journal else ""
 
-# %% ../nbs/06_generate.ipynb #95c2cf9c
+# %% ../nbs/06_generate.ipynb #01ff6f62
 @patch
 def keep(self:Asked,
     key:tuple[str,int], # Instruction and index
     answer:Answer|str, # A response, or the reason why there is none
 ):
     "Write an answer down."
-    if isinstance(answer, str): return self.leave_out(Withheld(*key, answer))
+    if isinstance(answer, str): self.withheld[key] = Withheld(*key, answer); return self.check()
     response = Response(*key, *answer, self.endpoint.name, self.sampling, self.seed)
     if self.journal: self.journal.append([response])
     self.there[key] = response
-
-@patch
-def leave_out(self:Asked, response:Withheld):
-    "Write down that there is no answer."
-    self.withheld[response.key] = response
-    if self.journal and not self.apart: self.apart = Journal(self.file, Withheld, self.settings)
-    if self.apart: self.apart.append([response])
-    self.check()
 
 @patch
 def check(self:Asked,
@@ -422,7 +414,7 @@ def check(self:Asked,
     if too_many(len(self.withheld), len(self.there), over):
         raise ValueError(f"{withheld_message(self.withheld, self.instructions)} If its prompt is too long, shorten it or lower max_new_tokens; otherwise see what the server is asked that it does not take.")
 
-# %% ../nbs/06_generate.ipynb #9bb149a2
+# %% ../nbs/06_generate.ipynb #ee60e41b
 @patch
 def run(self:Asked)->list[Response]: # Those that are there, in the order of the instructions, then by index
     "Ask for all that is missing."
@@ -433,6 +425,8 @@ def run(self:Asked)->list[Response]: # Those that are there, in the order of the
             if self.todo: self.endpoint.check(); self.endpoint.ask_each(requests, keep, **self.sampling)
             self.check(over=True)
         except ValueError as e: raise ValueError(f"{e}{self._state()}") from None
+    if self.withheld and self.journal and not self.apart: self.apart = Journal(self.file, Withheld, self.settings)
+    if self.apart: self.apart.append([w for k, w in self.withheld.items() if k not in self.apart.rows])
     for journal in (self.apart, self.journal):
         if journal and not journal.complete: journal.finish()
     if self.withheld: warnings.warn(withheld_message(self.withheld, self.instructions) + (f" All are in {self.file}; to ask for them again, remove that file and start again." if self.file else ""))
