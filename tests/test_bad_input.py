@@ -20,7 +20,7 @@ from dpo_nb.generate import generate
 from dpo_nb.pairrm import PairRM
 from dpo_nb.preferences import load_preferences, make_pairs, save_pairs
 from dpo_nb.dpo import load_adapter, merge_adapter, train_dpo
-from dpo_nb.evaluate import compare, verdict, wins
+from dpo_nb.evaluate import compare, wins
 from dpo_nb.recipes import recipes, run_recipe
 from dpo_nb.cli import dpo_demo, dpo_evaluate, dpo_generate, dpo_pairs, dpo_rank, dpo_train
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Lock
 
 import pytest
 
@@ -13,7 +13,7 @@ from dpo_nb.cli import dpo_generate
 from dpo_nb.generate import Withheld, generate, withheld_file
 from dpo_nb.models import Endpoint, load_lm
 from dpo_nb.recipes import recipes, run_recipe
-from dpo_nb.records import Instruction, Journal, Response, read_journal, read_records
+from dpo_nb.records import Instruction, Journal, Response, read_journal
 from dpo_nb.tiny import TinyWorld, tiny_path
 
 ASKED = TinyWorld().instructions("dev")[:24]

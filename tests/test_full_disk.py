@@ -1,5 +1,5 @@
 "A disk that gets full: one line says which file and what to do, nothing that was there is damaged, and with room again the same command ends with the bytes of an unbroken run."
-import os, random, shutil, subprocess
+import random, shutil, subprocess
 
 import pytest
 
