@@ -10,7 +10,7 @@ __all__ = ['FIXED', 'ADAPTER', 'COMMIT', 'WHOLE', 'dpo_loss', 'token_logps', 'co
            'save_adapter', 'adapter_folder', 'find_file', 'read_base', 'trained_on', 'instruction_traces',
            'read_adapter', 'check_adapter', 'Tuned', 'load_adapter', 'check_shape', 'load_start', 'hold_to_start',
            'Training', 'read_training', 'pairs_digest', 'check_training', 'keep_settings', 'run_training',
-           'check_numbers', 'check_reference', 'check_start', 'past', 'train_dpo', 'base_weights', 'is_merged',
+           'check_numbers', 'check_reference', 'check_start', 'past', 'train_dpo', 'base_identity', 'is_merged',
            'merge_adapter', 'response_logps', 'merge_report']
 
 # %% ../nbs/11_dpo.ipynb #f3e4fed6
@@ -30,7 +30,7 @@ from tqdm import tqdm
 from .records import *
 from .tiny import tiny_path
 from .instructions import clean_messages, hub_token, no_answer, one_answer, traces
-from .models import LM, fingerprint_folder, load_lm, why_not
+from .models import LM, identity, load_lm, why_not
 from .generate import generate
 
 # %% ../nbs/11_dpo.ipynb #38c6fcda
@@ -134,7 +134,7 @@ def tokenize_pairs(
     flaws = [flaw(row, ids, limit) for row, ids in zip(dataset, pairs)]
     dropped = pd.DataFrame([(n, f) for n, f in enumerate(flaws) if f], columns=["row", "reason"])
     if len(dropped) == len(pairs): raise ValueError(f"no pair can be trained on ({len(pairs)} given). The first: {flaws[0]}. Give other pairs{', or a higher max_length where the model has room for it' * ('tokens' in flaws[0])}.")
-    if len(dropped): warnings.warn(f"{len(dropped)} of {len(pairs)} pairs are left out; the first, row {dropped.row[0]}: {dropped.reason[0]}. All: `.dropped`.")
+    if len(dropped): warnings.warn(f"left out: {len(dropped)} of {plural(len(pairs), 'pair')}; the first, row {dropped.row[0]}: {dropped.reason[0]}. All: `.dropped`.")
     return Dataset.from_list([ids for ids, f in zip(pairs, flaws) if not f]), dropped
 
 # %% ../nbs/11_dpo.ipynb #e7b216c9
@@ -505,7 +505,7 @@ def read_base(
     if not file: return {}
     try: base = dict(json.loads(file.read_text()))
     except (ValueError, TypeError): base = {}
-    if not {"model", "weights"} <= base.keys(): raise ValueError(f"{file} is damaged. Restore it: it says what the adapter was trained on.")
+    if not {"model", "weights"} <= base.keys(): raise ValueError(f"{file} is damaged. Restore it, or fetch the adapter again: it says what the adapter was trained on. Without it the adapter can be loaded, but not trained further, and nothing keeps what it was trained on out of a comparison.")
     return base
 
 # %% ../nbs/11_dpo.ipynb #6a90e741
@@ -551,6 +551,7 @@ def check_adapter(
     base, shapes = read_base(folder), read_adapter(folder)
     load = "Load the model that it was trained on."
     if base and base["weights"] != lm.settings["weights"]:
+        if base["model"] == lm.name and re.fullmatch(COMMIT, base["weights"]): load = f"The hub has another state of it by now: load that one, revision='{base['weights']}' (in the scripts: --revision)."
         raise ValueError(f"{folder} was trained on {base['model']} (weights {base['weights']}); {lm.name} has the weights {lm.settings['weights']}. {load}")
     layers = linear_layers(lm.model)
     sizes = lambda m: (m.nx, m.nf) if type(m).__name__ == "Conv1D" else (m.in_features, m.out_features)
@@ -572,7 +573,7 @@ class Tuned(LM):
     ):
         super().__init__(model, base.tokenizer, name, weights=digest([base.settings["weights"], *(sha256(adapter/n) for n in ADAPTER)]))
         self.base, self.adapter = base, adapter
-        self.settings["quantization"] = base.settings.get("quantization")
+        self.settings |= {k: base.settings[k] for k in ("files", "quantization") if k in base.settings}
 
 # %% ../nbs/11_dpo.ipynb #e42138e6
 def load_adapter(
@@ -668,7 +669,7 @@ def read_training(
         kept = json.loads((folder/"training.json").read_text())
         history = [json.loads(line) for line in (folder/"training.jsonl").read_text().splitlines()]
     except (OSError, ValueError) as e:
-        raise ValueError(f"{folder} has a finished training, but its training.json or training.jsonl is missing or damaged ({type(e).__name__}). Its adapter can be used (`load_adapter`). To train again, use another folder.") from None
+        raise ValueError(f"{folder} has a finished training, but its training.json or training.jsonl is {'missing' if isinstance(e, OSError) else 'damaged'}. Its adapter can be used (`load_adapter`). To train again, use another folder.") from None
     return Training(folder, history, pd.DataFrame(kept["dropped"], columns=["row", "reason"]), kept["pairs"], kept["modules"], kept["trainable"])
 
 # %% ../nbs/11_dpo.ipynb #96341839
@@ -812,14 +813,14 @@ def train_dpo(
     return read_training(out)
 
 # %% ../nbs/11_dpo.ipynb #cbdff6eb
-def base_weights(
+def base_identity(
     base:str|Path, # As in `load_lm`
     revision:str|None=None, # As in `load_lm`
-)->str: # What `load_lm` keeps as `settings["weights"]`
-    "The fingerprint of a model that is not loaded."
+)->dict[str,str]: # As `load_lm` keeps it in `settings`
+    "What is remembered of a model, without loading it."
     config = find_file(base, "config.json", revision)
     if not config: raise ValueError(f"{base} has no config.json, here or on the hub: it is no model, or the hub cannot be reached. Give the folder that `save_pretrained` wrote, or a hub name.")
-    return config.parent.name if re.fullmatch(COMMIT, config.parent.name) else fingerprint_folder(config.parent)
+    return dict(weights=config.parent.name) if re.fullmatch(COMMIT, config.parent.name) else identity(config.parent)
 
 # %% ../nbs/11_dpo.ipynb #26231714
 def is_merged(
@@ -843,7 +844,7 @@ def merge_adapter(
 )->Path: # `out`, for `load_lm`
     "Write a model in safetensors whose weights have learned what the adapter has."
     out, adapter = Path(out), adapter_folder(adapter)
-    about = dict(base=str(base), revision=revision, weights=base_weights(base, revision), adapter=[sha256(adapter/n) for n in ADAPTER], dtype=dtype)
+    about = dict(base_identity(base, revision), base=str(base), revision=revision, adapter=[sha256(adapter/n) for n in ADAPTER], dtype=dtype)
     if is_merged(out, about): return out
     lm = load_lm(base, dtype, "cpu", revision=revision)
     if four_bit(lm.model):

@@ -69,7 +69,7 @@ def check_comparison(
     if not hasattr(judge, "rank"): raise ValueError(f"the judge must be an object with `rank`, such as `Oracle()` or `PairRM.load(…)`; found {judge!r:.60}")
     if not instructions: raise ValueError("there is no instruction to compare on: the list is empty. Draw some with `unseen`.")
     known = traces(seen).keys() & {i.id for i in instructions}
-    if known: raise ValueError(f"{len(known)} of {len(instructions)} instructions were trained on (the first is {next(i.text for i in instructions if i.id in known)!r:.60}). Compare on unseen ones: see `unseen`.")
+    if known: raise ValueError(f"{len(known)} of {plural(len(instructions), 'instruction')} had been trained on (the first is {next(i.text for i in instructions if i.id in known)!r:.60}). Compare on unseen ones: see `unseen`.")
 
 # %% ../nbs/12_evaluate.ipynb #75f9ed0c
 def compare(

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ROOM', 'BLOCK', 'pick', 'truncate', 'uniforms', 'roomy_layer', 'Rows', 'refills', 'Written', 'arrivals', 'sample',
-           'check_sampling', 'check_instructions', 'prompt_ids', 'plan', 'block_size', 'next_turn', 'read_response',
-           'request_seed', 'Withheld', 'withheld_file', 'withheld_message', 'too_many', 'Asked', 'ask', 'generate']
+           'check_sampling', 'check_instructions', 'prompt_of', 'prompt_ids', 'plan', 'block_size', 'next_turn',
+           'read_response', 'request_seed', 'Withheld', 'withheld_file', 'withheld_message', 'too_many', 'Asked', 'ask',
+           'generate']
 
 # %% ../nbs/06_generate.ipynb #e0328e5b
 import hashlib, warnings
@@ -275,6 +276,14 @@ def check_instructions(
     if times > 1: raise ValueError(f"instruction {most[0]} ({most[1]!r}) is in the list {times} times. Remove the repetitions; `n` asks for more responses.")
 
 # %% ../nbs/06_generate.ipynb #02e6ad6f
+def prompt_of(
+    lm:LM, # Its tokenizer and template
+    i:Instruction, # One
+)->list[int]: # Token ids
+    "The prompt of one instruction as tokens, or why its template refuses it."
+    try: return lm.encode(i.messages).prompt
+    except ValueError as e: raise ValueError(f"instruction {i.id} ({i.text[:60]!r}): {e}") from None
+
 def prompt_ids(
     lm:LM, # Its tokenizer, template and context
     instructions:list[Instruction], # All different
@@ -284,12 +293,12 @@ def prompt_ids(
     check_instructions(instructions)
     room = (lm.context or float("inf")) - max_new_tokens
     if room < 1: raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room for a prompt among the {lm.context:,} positions of {lm.name}. Lower it.")
-    prompts = [lm.encode(i.messages).prompt for i in instructions]
+    prompts = [prompt_of(lm, i) for i in instructions]
     long = [(i, len(p)) for i, p in zip(instructions, prompts) if len(p) > room]
     if long:
         i, size = long[0]
         raise ValueError(f"the prompt of instruction {i.id} ({i.text[:60]!r}) has {size:,} tokens, but of the {lm.context:,} positions of {lm.name} "
-            f"max_new_tokens={max_new_tokens} leaves only {room:,} ({len(long)} of {len(prompts)} instructions are too long). Shorten or remove it, or lower max_new_tokens.")
+            f"max_new_tokens={max_new_tokens} leaves only {room:,} (too long: {len(long)} of {plural(len(prompts), 'instruction')}). Shorten or remove it, or lower max_new_tokens.")
     return prompts
 
 # %% ../nbs/06_generate.ipynb #ddb52d91

@@ -6,10 +6,10 @@
 __all__ = ['TALKS', 'ASKS', 'MORE', 'SYSTEM', 'ANSWERS', 'COLUMNS', 'ROLES', 'FOREIGN', 'READERS', 'LIMA', 'RENAME', 'SENTENCE',
            'check_text', 'named', 'read_turn', 'clean_messages', 'one_answer', 'read_turns', 'from_row', 'check_kind',
            'read_text', 'read_lines', 'read_as_json', 'read_jsonl', 'read_json', 'separator', 'read_csv', 'understood',
-           'read_parquet', 'read_file', 'give_up', 'hub_token', 'no_answer', 'lima_file', 'load_split', 'open_dataset',
-           'read_dataset', 'Row', 'places', 'read_source', 'words', 'shingle_hashes', 'jaccard', 'traces', 'Sketch',
-           'Alike', 'Sieve', 'short', 'Drawn', 'counted', 'too_few', 'draw', 'shares', 'choose', 'load_instructions',
-           'unseen']
+           'read_parquet', 'read_file', 'give_up', 'limit_waiting', 'hub_token', 'no_answer', 'lima_file', 'load_split',
+           'open_dataset', 'read_dataset', 'Row', 'places', 'read_source', 'words', 'shingle_hashes', 'jaccard',
+           'traces', 'Sketch', 'Alike', 'Sieve', 'short', 'Drawn', 'counted', 'too_few', 'draw', 'shares', 'choose',
+           'load_instructions', 'unseen']
 
 # %% ../nbs/02_instructions.ipynb #762e048a
 import csv, hashlib, io, json, math, random, re, unicodedata
@@ -199,7 +199,7 @@ def read_csv(
         try: fields = next(reader, None)
         except csv.Error as e: raise ValueError(f"{path}, line {begin}: {e}. Put text with commas, quotes or line breaks between quotes, each of which has an end; write a quote inside it twice.") from None
         if fields is None: return rows
-        if names and fields and len(fields) != len(names): raise ValueError(f"{path}, line {begin} has {len(fields)} fields, and the first line {len(names)} names. Put text with commas between quotes, and give each row a field for each name.")
+        if names and fields and len(fields) != len(names): raise ValueError(f"{path}, line {begin} has {plural(len(fields), 'field')}, and the first line {plural(len(names), 'name')}. Put text with commas between quotes, and give each row a field for each name.")
         if names and fields: rows.append((f"line {begin}", dict(zip(names, fields))))
         if not names:
             names = [name.strip() for name in fields]
@@ -246,12 +246,17 @@ def give_up(
     from huggingface_hub import constants
     request.extensions["timeout"] = {k: seconds or 6 * constants.HF_HUB_DOWNLOAD_TIMEOUT for k, seconds in request.extensions["timeout"].items()}
 
+def limit_waiting():
+    "Have `give_up` called before each request to the hub."
+    from huggingface_hub import get_session
+    asks = get_session().event_hooks["request"]
+    if give_up not in asks: asks.append(give_up)
+
 # %% ../nbs/02_instructions.ipynb #805ddbf2
 def hub_token()->str|None: # `None` = there is none
     "The token for the hub: from the environment, a login, or the secrets of Colab or Kaggle."
-    from huggingface_hub import get_session, get_token
-    asks = get_session().event_hooks["request"]
-    if give_up not in asks: asks.append(give_up)
+    from huggingface_hub import get_token
+    limit_waiting()
     if token := get_token(): return token
     try: from kaggle_secrets import UserSecretsClient
     except ImportError: return None
@@ -312,7 +317,7 @@ def open_dataset(
     try: return load_split(name, split)
     except (ValueError, RuntimeError, OSError, DatasetsError) as e:
         here = "" if Path(name).is_dir() or not isinstance(e, OSError) else " There is no file or folder of that name here, and fetching it needs a connection, and HF_TOKEN if it is private or gated."
-        raise ValueError(f"{source} cannot be read as a data set: {' '.join(str(e).split()).strip(' .') or type(e).__name__}.{here} It is named as 'owner/name:split', 'owner/name/config:split' or 'folder:split'.") from None
+        raise ValueError(f"{source} cannot be read as a data set: {re.sub(r' [(][A-Za-z]+Error[)]', '', ' '.join(str(e).split())).strip(' .') or type(e).__name__}.{here} It is named as 'owner/name:split', 'owner/name/config:split' or 'folder:split'.") from None
 
 def read_dataset(
     source:str, # As in `open_dataset`
@@ -345,7 +350,7 @@ def places(
     return source, read_dataset(source)
 
 # %% ../nbs/02_instructions.ipynb #f252112e
-RENAME = "Call the field with the question `question`; in a CSV file the first line holds the names."
+RENAME = "Call the field with the question `question`; in a CSV file that name stands in the first line, above the questions."
 
 def read_source(
     source, # See `load_instructions`
@@ -358,7 +363,7 @@ def read_source(
         except ValueError as e: found.append(Row(name, place, None, str(e)))
     odd = [r for r in found if r.problem]
     if odd and not any(r.instruction for r in found):
-        raise ValueError(f"{shown}, {odd[0].place}: {odd[0].problem}. No row of it can be used ({len(odd):,} of {len(found):,} cannot be read). {RENAME if 'no question' in odd[0].problem else 'Correct these rows, or give the questions as a list of texts.'}")
+        raise ValueError(f"{shown}, {odd[0].place}: {odd[0].problem}. No row of it can be used ({len(odd):,} of {len(found):,} cannot be read). {RENAME if 'no question' in odd[0].problem else 'Correct these rows, or remove them.'}")
     return found
 
 # %% ../nbs/02_instructions.ipynb #cc87d801
@@ -533,16 +538,16 @@ def too_few(
 )->str:
     "What to say of a source that has too few, with the way out."
     reasons = {p[3]: p for p in reversed(passed)}
-    why = [f"{trained:,} were trained on"] * bool(trained) + [f"passed over: {counted(passed)}"] * bool(passed)
+    why = [f"trained on: {trained:,}"] * bool(trained) + [f"passed over: {counted(passed)}"] * bool(passed)
     less = [f"`{setting}`" for reason, setting in {"near-duplicate": "near", "too long": "max_tokens"}.items() if reason in reasons]
     hints = ["There, what the user says is blank or missing." if "no question" in reasons else "", "Ask for fewer, or give a larger source." if found else "Give another source.", f"A higher {' or '.join(less)} passes over less." if less else ""]
     if "unreadable" in reasons: hints.append("The first that cannot be read is {1}: {4}.".format(*reasons["unreadable"]))
-    return " ".join([f"{n or 'all'} instructions were asked for, but of {rows:,} rows {f'{found:,}' if found else 'none'} can be used{'; ' if why else ''}{', '.join(why)}.", *filter(None, hints)])
+    return " ".join([f"{'all instructions' if n is None else plural(n, 'instruction')} {'was' if n == 1 else 'were'} asked for, but of {plural(rows, 'row')} {f'{found:,}' if found else 'none'} can be used{'; ' if why else ''}{', '.join(why)}.", *filter(None, hints)])
 
 @patch(as_prop=True)
 def summary(self:Drawn)->str: # One line
     "What became of the rows."
-    return f"{len(self):,} instructions; passed over: {counted(self.passed)}"
+    return f"{plural(len(self), 'instruction')}; passed over: {counted(self.passed)}"
 
 # %% ../nbs/02_instructions.ipynb #36eaf302
 def draw(

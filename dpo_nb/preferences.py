@@ -218,14 +218,14 @@ def make_pairs(
             raise ValueError(f"instruction {r.instruction_id} is ranked more than once: by {ranked[r.instruction_id].judge} and by {r.judge}. Give the rankings of one judge.")
         ranked[r.instruction_id] = r
     stray = ranked.keys() - {i.id for i in instructions}
-    if stray: raise ValueError(f"{len(stray)} of {len(ranked)} rankings are of no instruction in this list (the first is of {min(stray)}). Give the instructions that were ranked.")
+    if stray: raise ValueError(f"rankings of no instruction in this list: {len(stray)} of {len(ranked)} (the first is of {min(stray)}). Give the instructions that were ranked.")
     groups = group_responses(instructions, responses)
     for k in range(0, len(groups), CHUNK):
         parts.append(as_columns([pairs_of(i, rs, ranked.get(i.id), RULES[rule], margin, allow_cut) for i, rs in groups[k:k + CHUNK]]))
     table, fates = concat_tables([pairs for pairs, _ in parts]), pd.concat([fates for _, fates in parts], ignore_index=True)
     if not len(table):
         told = ", ".join(f"{n} {word}" for word, n in fates.fate.value_counts().items())
-        raise ValueError(f"no pairs. What became of the {len(fates)} responses: {told}. {REMEDIES[fates.fate.value_counts().index[0]]}")
+        raise ValueError(f"no pairs. What became of {plural(len(fates), 'response')}: {told}. {REMEDIES[fates.fate.value_counts().index[0]]}")
     settings = pair_settings(responses, rankings, rule, margin, allow_cut)
     return Pairs(Dataset(table, fingerprint=digest(settings)), fates, settings)
 
@@ -258,7 +258,7 @@ def save_pairs(
     columns, half = pairs.dataset.with_format("arrow"), folder/"pairs.parquet.part"
     write_whole(folder/"settings.json", json.dumps(pairs.settings, indent=1) + "\n")
     try:
-        with naming(folder/"pairs.parquet"): parquet.write_table(columns[:], half)
+        with naming(folder/"pairs.parquet"), open(half, "wb") as f: parquet.write_table(columns[:], f); f.flush(); os.fsync(f.fileno())
         os.replace(half, folder/"pairs.parquet")
     except BaseException: half.unlink(missing_ok=True); raise
     write_whole(folder/"pairs.jsonl", (json.dumps(row, ensure_ascii=False) + "\n" for some in columns.iter(CHUNK) for row in some.to_pylist()))

@@ -48,7 +48,7 @@ def check_judge(
     "Refuse a judge that is not there, or cannot judge these instructions."
     if name != "oracle": folder = checkpoint_folder(name); read_pair_tokenizer(folder, read_config(folder))
     elif all(Oracle().points(i, "") is None for i in instructions):
-        raise ValueError(f"the oracle knows the tiny world only, and none of these {len(instructions)} instructions is of it. Give another judge or evaluator, such as llm-blender/PairRM.")
+        raise ValueError(f"the oracle knows the tiny world only, and nothing here is of it ({plural(len(instructions), 'instruction')}). Give another judge or evaluator, such as llm-blender/PairRM.")
 
 # %% ../nbs/16_recipes.ipynb #e739acd9
 def check_recipe(
@@ -56,6 +56,9 @@ def check_recipe(
 ):
     "Refuse settings that cannot be meant."
     if not r.model: raise ValueError("the recipe names no model. Give a folder, a name on the hub, or 'tiny'.")
+    for name in "num_instructions num_test_instructions responses_per_instruction max_new_tokens generation_batch learning_rate num_epochs batch_size gradient_accumulation max_length beta lora_r lora_alpha max_prompt_tokens threads".split():
+        value = getattr(r, name)
+        if value is not None and not 0 < value < math.inf: raise ValueError(f"{name} must be above 0; found {value}")
     check_sampling(r.responses_per_instruction, r.temperature, r.top_p, 0, r.max_new_tokens, r.generation_batch)
     check_precision(r.dtype, r.quantization)
     check_fields(r.dpo); check_reference(r.reference)
@@ -68,9 +71,6 @@ def check_recipe(
     if not r.margin >= 0: raise ValueError(f"margin must be 0 or more; found {r.margin}")
     twice = r.dpo.keys() & {f.name for f in fields(Recipe)}
     if twice: raise ValueError(f"{min(twice)} is a setting of the recipe itself: give it there, and not in dpo")
-    for name in "learning_rate num_epochs batch_size gradient_accumulation max_length beta lora_r lora_alpha max_prompt_tokens threads".split():
-        value = getattr(r, name)
-        if value is not None and not 0 < value < math.inf: raise ValueError(f"{name} must be above 0; found {value}")
 
 # %% ../nbs/16_recipes.ipynb #b0b0a8f7
 def draw_how(

@@ -51,6 +51,6 @@ def win_rate(
 )->WinRate:
     "The win rate over instructions, with its 95% interval."
     judged = np.array([d for d in differences if d is not None], dtype=float)
-    if not len(judged): raise ValueError(f"no instruction was judged ({len(differences)} were asked about), so there is no win rate. Give a judge that knows them.")
+    if not len(judged): raise ValueError(f"no instruction was judged, of {len(differences)} that were asked about, so there is no win rate. Give a judge that knows them.")
     wins, losses = int((judged > 0).sum()), int((judged < 0).sum())
     return WinRate(bootstrap(np.sign(judged) / 2 + .5), wins, len(judged) - wins - losses, losses, len(differences) - len(judged))

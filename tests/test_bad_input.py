@@ -1,12 +1,12 @@
 """What can go wrong, and what one is told: each case makes bad input in an empty folder and does what a person would do.
 
 `python tests/test_bad_input.py` writes the page nbs/bad_input.md from these cases; `python tests/test_bad_input.py adapter` prints those with "adapter" in them."""
-import contextlib, gzip, hashlib, io, json, math, os, re, shutil, subprocess, sys, tempfile, warnings
+import contextlib, gzip, hashlib, io, json, math, os, re, shutil, signal, subprocess, sys, tempfile, time, warnings
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 
 os.environ |= dict(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
 
@@ -93,12 +93,29 @@ def locked(path, do):
         finally: Path(path).chmod(mode)
     return told
 
-def read_only(path, do):
-    "Do something while a folder is a mount that is read-only."
+def mounted(path, options, do):
+    "Do something while a folder is a small disk of its own."
     def told():
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", path], capture_output=True).returncode: pytest.skip("mounting takes the rights of root")
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size=1m,{options}", "tmpfs", path], capture_output=True).returncode: pytest.skip("mounting takes the rights of root")
         try: return do()
         finally: subprocess.run(["umount", path], check=True)
+    return told
+
+def read_only(path, do): return mounted(path, "ro", do)
+
+def full(path, do):
+    "Do something while a disk has no room."
+    def starved(): Path(path, "ballast").write_bytes(bytes(shutil.disk_usage(path).free)); return do()
+    return mounted(path, "rw", starved)
+
+def in_use(path, do):
+    "Do something while another process works in a folder."
+    def told():
+        other = [sys.executable, "-c", f"from dpo_nb.records import alone\nwith alone({path!r}): print(flush=True); input()"]
+        with subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            process.stdout.readline()
+            try: return do()
+            finally: process.communicate("\n")
     return told
 
 def warned(do):
@@ -192,12 +209,12 @@ file("a compressed file that is called .jsonl", "questions.jsonl", gzip.compress
 file("a Word document", "questions.doc", b"\xd0\xcf\x11\xe0", "questions.doc … its name must end in .txt … Save it as one of them")
 file("an empty file", "questions.csv", "", "questions.csv has no rows … Fill it, or give another file")
 file("a CSV file with the names of its columns alone", "questions.csv", "question,answer\n", "questions.csv has no rows … only the names … Fill it")
-file("a CSV file without a first line of names", "questions.csv", "1,Why is the sky blue?\n2,Who was Ada?\n", "questions.csv, line 2 … 1, Why is the sky blue? … in a CSV file the first line holds the names")
+file("a CSV file without a first line of names", "questions.csv", "1,Why is the sky blue?\n2,Who was Ada?\n", "questions.csv, line 2 … 1, Why is the sky blue? … in a CSV file that name stands in the first line")
 file("a CSV file whose column has another name", "questions.csv", "Nr,Frage\n1,Why is the sky blue?\n", "questions.csv, line 2 … Nr, Frage … Call the field with the question `question`")
 file("a CSV file with 2,000 columns and no question", "questions.csv", ",".join(f"c{k}" for k in range(2000)) + "\n" + ",".join("x" * 2000) + "\n", "questions.csv, line 2 … 1,992 more … Call the field")
 file("a CSV file in which two columns have the same name", "questions.csv", "question,question\nWhy?,Why not?\n", "questions.csv, line 1 … 2 columns called 'question' … Rename or remove")
 file("a CSV file with a comma in a text that has no quotes", "questions.csv", "question\nWhy is the sky blue?\nWhy, oh why?\n", "questions.csv, line 3 has 2 fields … between quotes")
-file("a CSV file with a row that is too short", "questions.csv", "question,answer\nWhy?,So.\nWho?\n", "questions.csv, line 3 has 1 fields … a field for each name")
+file("a CSV file with a row that is too short", "questions.csv", "question,answer\nWhy?,So.\nWho?\n", "questions.csv, line 3 has 1 field, and … a field for each name")
 file("a CSV file with a quote that never ends", "questions.csv", "question\nWhy?\n\"Who?\nWhere?\n", "questions.csv, line 3 … quotes, each of which has an end")
 is_read("a CSV file with semicolons, as Excel writes it in half of Europe", "questions.csv", "Nr;question\r\n1;Why is the sky blue?\r\n2;Who, then, was Ada?\r\n", "2 instructions … passed over: none")
 is_read("a CSV file with a mark at its beginning (BOM) and Windows' line ends (CRLF)", "questions.csv", "\ufeffquestion\r\nWhy is the sky blue?\r\n\r\n\"Who\r\nwas Ada?\"\r\n", "2 instructions … passed over: none")
@@ -212,15 +229,15 @@ file("a .jsonl file whose rows have no question", "questions.jsonl", lines(dict(
 file("questions that are null or blank", "questions.jsonl", lines(dict(question=None), dict(question=" "), dict(question="")), "questions.jsonl … of 3 rows none can be used … blank or missing … Give another source")
 file("numbers in place of questions", "questions.jsonl", lines(dict(question=42), dict(question=43)), "questions.jsonl, line 1 … must be text; found 42 … Correct these rows")
 is_read("a list, a number, NaN and null among good rows", "questions.jsonl", lines(dict(question="Why?"), ["Who?"], dict(question=42), dict(question=math.nan), dict(question=None)),
-        "1 instructions … 3 unreadable, 1 no question … line 2 … line 3 … line 4")
+        "1 instruction; … 3 unreadable, 1 no question … line 2 … line 3 … line 4")
 is_read("half of an emoji (a lone surrogate) in a question or an answer, and a whole emoji", "questions.jsonl", '{"question": "What is \\ud83d?"}\n{"question": "Why?", "answer": "\\ud83d"}\n{"question": "What is 😀?"}\n',
-        "1 instructions … line 1: `question` has half a character … line 2: `answer` has half a character")
+        "1 instruction; … line 1: `question` has half a character … line 2: `answer` has half a character")
 file("a conversation with a role that does not exist", "chats.jsonl", lines(dict(messages=[turn("Hi", "bard")])), "chats.jsonl, line 1 … unknown role 'bard' … Correct these rows")
 file("a ShareGPT file with other keys", "chats.jsonl", lines(dict(conversations=[dict(speaker="human", text="Hi")])), "chats.jsonl, line 1 … found speaker, text … `from` and `value` … Correct these rows")
 file("a turn without text", "chats.jsonl", lines(dict(messages=[dict(role="user")])), "chats.jsonl, line 1 … must be text; found None … Correct these rows")
 file("a conversation as one text", "chats.jsonl", lines(dict(messages="user: Hi")), "chats.jsonl, line 1 … must be a list of turns; found 'user: Hi' … Correct these rows")
 file("conversations in which the user says nothing", "chats.jsonl", lines(dict(messages=[]), dict(messages=[turn("Hi", "assistant")])), "chats.jsonl … 2 no question … Give another source")
-is_read("a conversation that ends with the assistant: what it says last is a reference answer", "chats.jsonl", lines(dict(messages=[turn("Why?"), turn("So.", "assistant")])), "1 instructions … passed over: none")
+is_read("a conversation that ends with the assistant: what it says last is a reference answer", "chats.jsonl", lines(dict(messages=[turn("Why?"), turn("So.", "assistant")])), "1 instruction; … passed over: none")
 file("a parquet file that is cut", "questions.parquet", b"PAR1" + bytes(40), "questions.parquet … only a part of one … Save the table again")
 file("a CSV file that is called .parquet", "questions.parquet", "question\nWhy?\n", "questions.parquet is no parquet file … let its name end in .txt, .jsonl, .json, .csv")
 
@@ -262,7 +279,7 @@ def _(): write("questions.txt", "Why? " * 200_000 + "\n"); return lambda: load_i
 @case(QUESTIONS, "a split that a data set does not have", "data:dev … Unknown split … 'train' … 'folder:split'")
 def _(): write("data/train.jsonl", lines(dict(question="Why?"))); return lambda: load_instructions("data:dev")
 
-@case(QUESTIONS, "test questions that were all trained on", "questions.txt … 2 were trained on … Give another source")
+@case(QUESTIONS, "test questions that were all trained on", "questions.txt … trained on: 2 … Give another source")
 def _(): write("questions.txt", "Why?\nWho?\n"); return lambda: unseen("questions.txt", load_instructions("questions.txt", n=None), n=2)
 
 @case(QUESTIONS, "texts where it says what was trained on", "what was trained on … found 'Why?' … Give the list that `load_instructions` returned")
@@ -332,14 +349,26 @@ class Page(BaseHTTPRequestHandler):
     do_POST = do_GET
     def log_message(self, *_): pass
 
-@case(MODEL, "a server that serves something else", "http://localhost:8000 … OpenAI-compatible … Is the address right?")
-def _():
+def served(page, do):
+    "Do something with a server on this machine: address → what comes of it."
     def told():
-        with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        with ThreadingHTTPServer(("127.0.0.1", 0), page) as server:
+            server.once = Lock()
             Thread(target=server.serve_forever, daemon=True).start()
-            try: return generate(Endpoint(f"http://127.0.0.1:{server.server_port}", "any", key="-", patience=0), asked(), **SHORT)
+            try: return do(f"http://127.0.0.1:{server.server_port}")
             finally: server.shutdown()
     return told
+
+@case(MODEL, "a server that serves something else", "http://localhost:8000 … OpenAI-compatible … Is the address right?")
+def _(): return served(Page, lambda url: generate(Endpoint(url, "any", key="-", patience=0), asked(), **SHORT))
+
+class Locked(Page):
+    "A server that wants another key."
+    def do_GET(self): self.send_response(401); self.end_headers(); self.wfile.write(b'{"error": {"message": "Incorrect API key"}}')
+    do_POST = do_GET
+
+@case(MODEL, "a server that does not take the key", "refuses the key (401: Incorrect API key) … Set OPENAI_API_KEY to a key of this server")
+def _(): return served(Locked, lambda url: generate(Endpoint(url, "any", key="-", patience=0), asked(), **SHORT))
 
 # The hub
 
@@ -519,8 +548,8 @@ def made(given, says, instructions=asked, responses=lambda: answers(), rankings=
     def _(): return lambda: make_pairs(instructions(), responses(), rankings(), **how)
 
 made("a ranking of other texts", "the ranking of instruction a2b85a941ded7c13 by oracle is of other texts … Move the old rankings away, and rank again", responses=lambda: [replace(r, text=r.text + "!") for r in answers()])
-made("a ranking of fewer responses", "the ranking of instruction a2b85a941ded7c13 … has 3 scores, and there are 4 responses … rank again", responses=lambda: [*answers(), replace(answers()[0], index=3)])
-made("rankings of instructions that are not there", "1 of 3 rankings are of no instruction … d47f41e14b3c621c … Give the instructions that were ranked", lambda: asked()[:2], lambda: answers()[:6])
+made("a ranking of fewer responses", "the ranking of instruction a2b85a941ded7c13 … has 3 scores, not one for each of 4 responses … rank again", responses=lambda: [*answers(), replace(answers()[0], index=3)])
+made("rankings of instructions that are not there", "rankings of no instruction in this list: 1 of 3 … d47f41e14b3c621c … Give the instructions that were ranked", lambda: asked()[:2], lambda: answers()[:6])
 made("rankings of two judges", "ranked more than once: by oracle and by me … Give the rankings of one judge", rankings=lambda: [*ranked(), replace(ranked()[0], judge="me")])
 made("a score that is NaN", "instruction a2b85a941ded7c13 … is nan … must be a finite number, or None", rankings=lambda: [Ranking(asked()[0].id, "me", [1., math.nan])])
 made("scores as text", "instruction a2b85a941ded7c13 … is '1' … must be a finite number, or None", rankings=lambda: [Ranking(asked()[0].id, "me", ["1", "2"])])
@@ -552,7 +581,7 @@ def by_hand(given, scores, says):
 
 by_hand("a rankings.jsonl with scores as text", '["1", "2"]', "run/rankings.jsonl, line 2 … float | null, got str … Restore the line")
 by_hand("a rankings.jsonl with NaN", "[NaN, 1]", "run/rankings.jsonl, line 2 … malformed … Restore the line")
-by_hand("a rankings.jsonl with too few scores", "[1]", "the ranking of instruction a2b85a941ded7c13 by me has 1 scores, and there are 2 responses … rank again")
+by_hand("a rankings.jsonl with too few scores", "[1]", "the ranking of instruction a2b85a941ded7c13 by me has 1 score, not one for each of 2 responses … rank again")
 by_hand("a rankings.jsonl that does not say which texts were ranked", "[1, 2]", "the ranking of instruction a2b85a941ded7c13 by me is of other texts … rank again")
 
 GOOD = dict(prompt="Why?", chosen="So.", rejected="No.")
@@ -628,7 +657,7 @@ training("a field that is set by another name", "output_dir cannot be given … 
 training("a field of TRL with a text for a number", "TRL refuses these settings … warmup_steps='many' … Look up their types", warmup_steps="many")
 training("a report to a package that is not installed", "wandb … pip install wandb", report_to="wandb")
 
-@happens(TRAINING, "one pair that is too long among good ones", "1 of 2 pairs are left out … row 1: 3,012 tokens … All: `.dropped`", new="run/")
+@happens(TRAINING, "one pair that is too long among good ones", "left out: 1 of 2 pairs … row 1: 3,012 tokens … All: `.dropped`", new="run/")
 def _(): return lambda: warned(lambda: train_dpo(lm(), [pair(), pair(chosen="2 + 3 = 5. " * 500)], "run", lora_r=2))
 
 def again(given, says, change=lambda: None, rows=(pair(),), **settings):
@@ -639,8 +668,8 @@ def again(given, says, change=lambda: None, rows=(pair(),), **settings):
 again("the folder of a training with other settings", "run holds another training (beta: 0.1 there, 0.5 now) … use another folder", beta=.5)
 again("the folder of a training on other pairs", "run holds another training (pairs: … use another folder", rows=(pair("What is 3 + 2?"),))
 again("a training.json that is cut", "run/training.json is damaged … Use another folder", lambda: cut("run/training.json"))
-again("a training.jsonl that is gone", "run has a finished training … training.jsonl is missing or damaged … use another folder", lambda: Path("run/training.jsonl").unlink())
-again("a training.jsonl that is cut", "run has a finished training … training.jsonl is missing or damaged … use another folder", lambda: write("run/training.jsonl", '{"loss": '))
+again("a training.jsonl that is gone", "run has a finished training … training.jsonl is missing … use another folder", lambda: Path("run/training.jsonl").unlink())
+again("a training.jsonl that is cut", "run has a finished training … training.jsonl is damaged … use another folder", lambda: write("run/training.jsonl", '{"loss": '))
 again("a folder with an adapter of something else", "run has adapter, but no training.json … Use another folder", lambda: Path("run/training.json").unlink())
 
 @case(TRAINING, "a file where the folder of the training is to go", "run is a file … Choose another name")
@@ -675,10 +704,10 @@ adapter("an adapter_config.json of a kind that PEFT does not know", "adapter/ada
 adapter("an adapter whose weights are cut", "adapter/adapter_model.safetensors is not a whole safetensors file … again", adapter_model__safetensors=half)
 adapter("an adapter without one of its layers", "adapter: … do not belong together … layers.1.self_attn.q_proj … again", adapter_model__safetensors=without("layers.1.self_attn.q_proj"))
 adapter("an adapter of another rank than its configuration says", "adapter: … do not belong together … shapes … again", adapter_config__json=config(r=16))
-adapter("an adapter whose base.json is cut", "adapter/base.json is damaged … Restore it", base__json=half)
+adapter("an adapter whose base.json is cut", "adapter/base.json is damaged … Restore it, or fetch the adapter again", base__json=half)
 adapter("an adapter whose base.json is another object", "adapter/base.json is damaged … Restore it", base__json=b"{}")
 adapter("an adapter of another model", "adapter was trained on tiny … model has the weights … Load the model that it was trained on",
-        lambda: (copy(tiny_path("policy"), Path(SHELF.name)/"model", {"tokenizer_config.json": lambda old: old + b" "}), load_adapter(replace_name(load_lm(Path(SHELF.name)/"model", device="cpu")), "adapter")))
+        lambda: (copy(tiny_path("policy"), Path(SHELF.name)/"model", {"model.safetensors": tensors(lambda t: {k: v + 1 for k, v in t.items()})}), load_adapter(replace_name(load_lm(Path(SHELF.name)/"model", device="cpu")), "adapter")))
 adapter("an adapter of another model, and nothing that says of which", "adapter adapts model.layers.30.mlp.down_proj, and tiny has no such layer … Load the model",
         base__json=None, adapter_model__safetensors=tensors(lambda t: {k.replace("layers.1.", "layers.30."): v for k, v in t.items()}))
 adapter("an adapter on a model that has one already", "tiny-dpo has an adapter already … `.base`", lambda: load_adapter(load_adapter(lm(), "adapter"), "adapter"))
@@ -696,6 +725,11 @@ def _(): copy(trained(), "run"); return lambda: load_adapter(lm(), "run")
 
 @case(ADAPTERS, "a merge into a folder that holds something else", "merged is there already … Use another folder")
 def _(): with_adapter(); write("merged/notes.md", "Do not lose this."); return lambda: merge_adapter("tiny", "adapter", "merged")
+
+@happens(ADAPTERS, "an adapter of a model whose tokenizer was saved again by another version", "it is loaded")
+def _():
+    with_adapter(); copy(tiny_path("policy"), "model", {"tokenizer_config.json": lambda old: old + b" "})
+    return lambda: f"it is loaded: {load_adapter(load_lm('model', device='cpu'), 'adapter').name}, because the weights are the same"
 
 @happens(ADAPTERS, "an adapter without base.json, trained elsewhere", "nothing says what it was trained on … may be one of those")
 def _():
@@ -718,7 +752,7 @@ def comparison(given, says, instructions=asked, completions=answered, judge=Orac
     @case(EVALUATION, given, says)
     def _(): return lambda: compare(instructions(), completions(), judge(), seen=seen())
 
-comparison("instructions that were trained on", "2 of 3 instructions were trained on … 'Write a thank-you note … see `unseen`", seen=lambda: asked()[:2])
+comparison("instructions that were trained on", "2 of 3 instructions had been trained on … 'Write a thank-you note … see `unseen`", seen=lambda: asked()[:2])
 comparison("texts where compare asks what was trained on", "found 'Why?' … Give the list that `load_instructions` returned", seen=lambda: ["Why?"])
 comparison("completions in another order", "the completions of 'tuned' do not answer these 3 instructions … Make them with `complete`", completions=lambda: answered() | dict(tuned=answered()["tuned"][::-1]))
 comparison("completions of one model alone", "two models are compared … found 'base'", completions=lambda: dict(base=answered()["base"]))
@@ -753,9 +787,9 @@ evaluation("two adapters with the same name", "two adapters have the same name �
 evaluation("`--adapter mine=runs/mine`, which is not there", "runs/mine is no folder here … Give the folder `adapter` of a training", "--adapter", "mine=runs/mine")
 evaluation("`--output_file results`: no ending", "--output_file results needs an ending, such as .csv", *MINE, "--output_file", "results")
 evaluation("`--output_file results.csv`, which is a folder", "results.csv is a folder … Give the name of a file", *MINE, "--output_file", "results.csv")
-evaluation("`--num_test_instructions 9999`: more than there are", "tiny:test … 9999 instructions were asked for … 400 can be used … Ask for fewer", *MINE, "--num_test_instructions", "9999")
+evaluation("`--num_test_instructions 9999`: more than there are", "tiny:test … 9,999 instructions were asked for … 400 can be used … Ask for fewer", *MINE, "--num_test_instructions", "9999")
 evaluation("`--judge me/myself`, which is not there", "me/myself is no folder here … Check the name and the connection", *MINE, "--judge", "me/myself")
-evaluation("`--test_instructions questions.txt`, all of them trained on", "questions.txt … 3 were trained on … Give another source", *MINE, "--test_instructions", "questions.txt", "--judge", "tiny")
+evaluation("`--test_instructions questions.txt`, all of them trained on", "questions.txt … trained on: 3 … Give another source", *MINE, "--test_instructions", "questions.txt", "--judge", "tiny")
 
 # Files of a run
 
@@ -795,10 +829,27 @@ generated("a folder of the run inside a file", "dpo_generate: mine/run cannot be
 generated("a folder with a name that is too long", "dpo_generate: mmm … File name too long … Choose a shorter name", "m" * 300)
 generated("a folder in which one may not write", "dpo_generate: locked … Permission denied … choose another place", "locked", lambda: Path("locked").mkdir(), partial(locked, "locked"))
 generated("a mount that is read-only", "dpo_generate: drive/run … Read-only file system … choose another place", "drive/run", lambda: Path("drive").mkdir(), partial(read_only, "drive"))
+generated("a folder on a disk that is full", "dpo_generate: drive/run … No space left on device … Make room there; the same command then goes on", "drive/run", lambda: Path("drive").mkdir(), partial(full, "drive"))
+generated("a folder in which another process works", "dpo_generate: run is in use … Wait until that one has ended, or give this one another folder", "run", around=partial(in_use, "run"))
 generated("a folder with spaces and characters of all kinds in its name", "4 responses to 2 instructions … Läufe mit 😀/responses.jsonl", "Läufe mit 😀", error=None, new="Läufe mit 😀/")
 
 @case(FOLDERS, "a file of questions that one may not read", "dpo_generate: questions.txt cannot be used (Permission denied) … Give yourself the right", error=SystemExit)
 def _(): write("questions.txt", "Why?\n"); return locked("questions.txt", lambda: dpo_generate([*TINY, "--dataset", "questions.txt"]))
+
+class Interrupting(Page):
+    "A server that, asked for a response, has this process stopped as Ctrl-C does."
+    def do_GET(self): self.send_response(200); self.end_headers(); self.wfile.write(b'{"data": [{"id": "any"}]}')
+    def do_POST(self):
+        if self.server.once.acquire(blocking=False): signal.raise_signal(signal.SIGINT) # Several responses are asked for at a time
+        time.sleep(1)
+
+@case(FOLDERS, "Ctrl-C while responses are written", "(exit code 130) Stopped. The same command goes on where it was", error=SystemExit, new="run/")
+def _():
+    def stopped(url):
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try: return dpo_generate([*TINY, "--endpoint", url, "--model", "any", "--output_dir", "run"])
+        finally: signal.signal(signal.SIGINT, before)
+    return served(Interrupting, stopped)
 
 def stage(given, says, script, make=lambda: None, *flags):
     @case(FOLDERS, given, says, error=SystemExit)
@@ -808,11 +859,11 @@ def edit(name, old, new): text = Path(name).read_text(); assert old in text; wri
 
 stage("dpo_rank before dpo_generate", "dpo_rank: run has no instructions.jsonl … Run dpo_generate with this --output_dir first", dpo_rank)
 stage("dpo_pairs before dpo_rank", "dpo_pairs: run has no rankings.jsonl … Run dpo_rank with this --output_dir first", dpo_pairs, stages)
-stage("`dpo_pairs --rule worst`", "dpo_pairs: unknown rule 'worst' … best_worst, best_rest, all", dpo_pairs, lambda: (stages(), Oracle().rank(asked(), read_journal("run/responses.jsonl", Response), "run/rankings.jsonl")), "--rule", "worst")
+stage("`dpo_pairs --rule worst`", "--rule/--pairs: invalid choice: 'worst' … 'best_worst', 'best_rest', 'all' … --help", dpo_pairs, lambda: None, "--rule", "worst")
 stage("dpo_rank when dpo_generate was broken off", "dpo_rank: run/responses.jsonl is not complete … Start that stage again first", dpo_rank, lambda: (stages(), edit("run/responses.jsonl", '"complete": true', '"complete": false')))
 stage("a text that was edited in instructions.jsonl", "dpo_rank: run/instructions.jsonl, line 2 … does not belong to these messages … Restore the line", dpo_rank, lambda: (stages(), edit("run/instructions.jsonl", asked()[1].text, "Why?")))
 stage("the folder of a run of another recipe", "dpo_demo: run is the run of another recipe (beta: 0.1 there, 0.2 now) … use another folder", dpo_demo, lambda: Run("run", recipes["tiny"]), "--beta", ".2")
-stage("a recipe.json that is cut", "dpo_demo: run/recipe.json is damaged … use another run folder", dpo_demo, lambda: (Run("run", recipes["tiny"]), cut("run/recipe.json")))
+stage("a recipe.json that is cut", "dpo_demo: run/recipe.json is damaged … use another run folder … dpo_generate and the other scripts go on", dpo_demo, lambda: (Run("run", recipes["tiny"]), cut("run/recipe.json")))
 stage("a folder of one's own with an adapter in it", "dpo_demo: run is no run folder … has adapter … Use another folder", dpo_demo, lambda: write("run/adapter/adapter_config.json", "{}"))
 
 # Recipes and flags
@@ -830,7 +881,7 @@ flags("`dpo_demo --recipe mistral`: a recipe that does not exist", "--recipe: in
 flags("`dpo_demo --seed`: no value", "--seed: expected one argument … --help", dpo_demo, "--seed")
 flags("`dpo_demo --seed -1`", "seed must be from 0 … found -1", dpo_demo, "--seed", "-1")
 flags("`dpo_demo --num_instructions ten`", "--num_instructions: invalid int value: 'ten' … --help", dpo_demo, "--num_instructions", "ten")
-flags("`dpo_demo --num_instructions 100000`: more than there are", "tiny … 100000 instructions were asked for … 2,000 can be used … Ask for fewer", dpo_demo, "--num_instructions", "100000")
+flags("`dpo_demo --num_instructions 100000`: more than there are", "tiny … 100,000 instructions were asked for … 2,000 can be used … Ask for fewer", dpo_demo, "--num_instructions", "100000")
 flags("`dpo_demo --num_epochs 1,5`: a comma for the point", "--num_epochs: invalid float value: '1,5' … --help", dpo_demo, "--num_epochs", "1,5")
 flags("`dpo_demo --learning_rate -1`", "learning_rate must be above 0; found -1.0", dpo_demo, "--learning_rate", "-1")
 flags("`dpo_demo --learning_rate nan`", "learning_rate must be above 0; found nan", dpo_demo, "--learning_rate", "nan")
@@ -882,7 +933,7 @@ def told(given):
             except (Exception, SystemExit) as e: text, kind = str(e), type(e)
         after = hashes()
         lost = [f for f in before | after if before.get(f) != after.get(f) and not f.startswith(c.new)]
-        if kind is SystemExit: text = "\n".join(line for line in err.getvalue().splitlines() if not line.startswith("usage: ")) if text == "2" else f"exit {text}"
+        if kind is SystemExit: text = f"(exit code {text}) " * (text != "2") + "\n".join(line for line in err.getvalue().strip().splitlines() if not line.startswith("usage: "))
         elif kind is None and text is None: text = out.getvalue().strip()
         text = str(text).replace(f"{Path(folder).resolve()}/", "").replace(f"{SHELF.name}/", "")
     return re.sub(r"http://127\.0\.0\.1:\d+", "http://localhost:8000", text), kind, lost
@@ -918,7 +969,8 @@ def row(given):
     return f"| {given} | {'*no error:* ' if CASES[given].error is None else ''}{escaped(text)} |"
 
 def page():
-    parts = [HEAD]
+    counts = {stage: sum(c.stage == stage for c in CASES.values()) for stage in STAGES}
+    parts = [HEAD, "\n" + ", ".join(f"[{stage}](#{stage.lower().replace(' ', '-')}) ({n})" for stage, n in counts.items()) + "\n"]
     for stage, what in STAGES.items():
         parts.append(f"\n## {stage}\n\nIn {what}.\n\n| what you gave | what you are told |\n|---|---|\n")
         parts += [row(given) + "\n" for given, c in CASES.items() if c.stage == stage]

@@ -46,7 +46,7 @@ def test_what_a_model_of_the_hub_was_trained_on(hub, ask, name, seen):
     assert ask(LOADED, name)[0] == seen
     assert f"/{name}/resolve/{COMMIT}/base.json" in hub[1]
     assert ask("trained_on(name)", name)[0] == seen
-    assert ask("base_weights(name)", name)[0] == COMMIT
+    assert ask("base_identity(name)", name)[0] == dict(weights=COMMIT)
     hub[1].clear()
     said, errors = ask(LOADED, name, HF_HUB_OFFLINE="1") # The client has kept the file, or that there is none
     assert said == seen and not hub[1] and "not known" not in errors
