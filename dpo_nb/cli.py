@@ -13,7 +13,7 @@ import os
 os.environ.setdefault("TQDM_DELAY", "2");
 
 # %% ../nbs/17_cli.ipynb #adc03270
-import argparse, errno, json, re, signal, sys, warnings
+import argparse, difflib, errno, json, re, signal, sys, warnings
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -45,7 +45,7 @@ def or_none(
     kind:type, # `str` or `int`
 ): # What turns the text behind a flag into a value, or `NONE`
     "A flag that may be `none`."
-    def value(text): return NONE if text == NONE else kind(text)
+    def value(text): return NONE if text.lower() == NONE else kind(text)
     value.__name__ = kind.__name__ # As argparse names it in its message
     return value
 
@@ -167,13 +167,16 @@ def as_flags(
 )->str: # The same for a shell
     "Names of settings, as the flags that set them."
     names = {f.name: f.name for f in fields(Recipe)} | OTHER
-    clear = "|".join(n for n in names if "_" in n) # The others are words as well
-    return re.sub(rf"`({clear}|near)`|(?<![\w'\"/.`-])({clear})(?![\w'\"/.`-])|(?<![\w'\"/.`-])({'|'.join(names)})(?==| must be )", lambda m: f"--{names[m[1] or m[2] or m[3]]}", text)
+    clear, inside = "|".join(n for n in names if "_" in n), r"""['"/.`\w-]""" # Other names are words as well; a name inside a path or a flag stays
+    forms = rf"`({clear}|near)`", r"(?<=\()(near)(?=\))", rf"(?<!{inside})({clear})(?!{inside})", rf"(?<!{inside})({'|'.join(names)})(?==| must be )"
+    text = re.sub("|".join(forms), lambda m: f"--{names[m[m.lastindex]]}", text)
+    return re.sub(r"\bNone\b", NONE, text)
 
 # %% ../nbs/17_cli.ipynb #53cb594b
 WAY_ON = {
     (errno.ENOSPC, errno.EDQUOT): "Make room there; the same command then goes on where it was.",
-    (errno.EACCES, errno.EPERM, errno.EROFS): "Give yourself the right to read and write it, or choose another place.",
+    (errno.EACCES, errno.EPERM): "You have not the right to read it, or to write there: change that, or choose another place.",
+    (errno.EROFS,): "Nothing can be written there: choose another place.",
     (errno.ENOTDIR, errno.EISDIR, errno.EEXIST): "A file is where a folder should be, or a folder where a file should be: choose another name.",
     (errno.ENAMETOOLONG,): "Choose a shorter name.",
 }
@@ -184,7 +187,7 @@ def user_error(
     "What a person can do about an error."
     if isinstance(e, OSError) and e.filename:
         way_on = next((way for numbers, way in WAY_ON.items() if e.errno in numbers), "Choose another place, or make room there.")
-        return f"{str(e.filename)[:300]} cannot be used ({e.strerror}). {way_on}"
+        return f"{shown(str(e.filename), 200)[1:-1]} cannot be used ({e.strerror}). {way_on}"
     if isinstance(e, RuntimeError): return "the GPU is out of memory. Lower --batch_size, --generation_batch or --max_prompt_tokens, or give --quantization nf4. What is done so far is kept."
     return as_flags(" ".join(str(e).split()))
 
@@ -214,7 +217,10 @@ def one_line(
 # %% ../nbs/17_cli.ipynb #66259797
 class Flags(argparse.ArgumentParser):
     "A parser whose errors say where all flags are listed."
-    def error(self, message): super().error(f"{message}. All flags: {self.prog} --help")
+    def error(self, message):
+        flag = re.search(r"unrecognized arguments: (--\w[\w-]*)", message)
+        near = flag and difflib.get_close_matches(flag[1], self._option_string_actions, n=1)
+        super().error(f"{message}. {f'Do you mean {near[0]}? ' if near else ''}All flags: {self.prog} --help")
 
 def parse(
     script:str, # Its name
@@ -336,7 +342,7 @@ def named_adapter(
 )->tuple[str,str]: # Name and path
     "`NAME=PATH`."
     name, equals, path = text.partition("=")
-    if not (equals and path and name.isidentifier() and name != "base"): raise argparse.ArgumentTypeError(f"expected NAME=PATH, where the name has letters, digits and _ and is not 'base'; found {text!r}")
+    if not (equals and path and name.isidentifier() and name != "base"): raise argparse.ArgumentTypeError(f"expected NAME=PATH, where the name has letters, digits and _, begins with none of the digits, and is not 'base'; found {text!r}")
     return name, path
 
 # %% ../nbs/17_cli.ipynb #3e096502
@@ -354,9 +360,10 @@ def dpo_evaluate(
         from dpo_nb.evaluate import joined
         from dpo_nb.recipes import evaluate_adapters, save_table
         file, adapters = Path(given.output_file), dict(given.adapters)
-        if len({n.lower() for n in adapters}) < len(given.adapters): raise ValueError("two adapters have the same name. Give each NAME=PATH a name of its own.")
+        named = [n.lower() for n, _ in given.adapters] # Some disks take the files of A and a for the same
+        if twice := [n for n in named if named.count(n) > 1]: raise ValueError(f"two adapters are called {twice[0]!r} (capital and small letters count as the same). Give each NAME=PATH a name of its own.")
         if file.is_dir(): raise ValueError(f"--output_file {file} is a folder. Give the name of a file in it.")
-        if not file.suffix: raise ValueError(f"--output_file {file} needs an ending, such as .csv: the folder without it keeps the answers")
+        if not file.suffix: raise ValueError(f"--output_file {file} needs an ending: give {file}.csv. The answers are kept in the folder {file}.")
         with alone(file.with_suffix("")):
             comparisons = evaluate_adapters(r, adapters, file.with_suffix(""))
             table = joined(comparisons)

@@ -73,7 +73,7 @@ def check_rows(
     way = "`load_preferences` reads them from a file, a folder or the hub; of what `make_pairs` gives, they are `.dataset`."
     if not isinstance(dataset, (list, tuple, Dataset)): raise ValueError(f"the pairs must be a list of dicts or a `datasets.Dataset`; found {'the text ' + repr(dataset) if isinstance(dataset, str) else 'a ' + type(dataset).__name__:.80}. {way}")
     odd = None if isinstance(dataset, Dataset) else next((n for n, row in enumerate(dataset) if not isinstance(row, dict)), None)
-    if odd is not None: raise ValueError(f"row {odd} (counted from 0) must be a dict with `prompt`, `chosen` and `rejected`; found {dataset[odd]!r:.60}. {way}")
+    if odd is not None: raise ValueError(f"row {odd} (counted from 0) must be a dict with `prompt`, `chosen` and `rejected`; found {shown(dataset[odd])}. {way}")
     if not len(dataset): raise ValueError("there is no pair to train on: the dataset is empty. Make pairs with `make_pairs`, or read them with `load_preferences`.")
 
 def check_pair(
@@ -84,7 +84,7 @@ def check_pair(
     where, pair = f"row {n} (counted from 0)", {}
     for column in ("prompt", "chosen", "rejected"):
         if not row.get(column): raise ValueError(f"{where} has no `{column}`. A pair is `prompt`, `chosen` and `rejected`, each a list of messages.")
-        if isinstance(row[column], str): raise ValueError(f"{where}: `{column}` must be a list of messages, [{{'role': …, 'content': …}}]; found {row[column]!r:.60}. `load_preferences` makes messages of texts.")
+        if isinstance(row[column], str): raise ValueError(f"{where}: `{column}` must be a list of messages, [{{'role': …, 'content': …}}]; found {shown(row[column])}. `load_preferences` makes messages of texts.")
         try: pair[column] = clean_messages(row[column], column) if column == "prompt" else one_answer(row[column], column)
         except ValueError as e: raise ValueError(f"{where}: {e}. Correct the row, or remove it.") from None
     prompt = pair["prompt"]
@@ -183,8 +183,8 @@ def quiet():
         yield
 
 # %% ../nbs/11_dpo.ipynb #061ea394
-FIXED = set("""output_dir num_train_epochs per_device_train_batch_size gradient_accumulation_steps save_strategy logging_strategy logging_steps
-    logging_nan_inf_filter save_total_limit""".split())
+FIXED = dict(output_dir="out", num_train_epochs="num_epochs", per_device_train_batch_size="batch_size", gradient_accumulation_steps="gradient_accumulation") # TRL's name → ours
+FIXED |= dict.fromkeys("save_strategy logging_strategy logging_steps logging_nan_inf_filter save_total_limit".split()) # The restart depends on these
 
 def check_fields(
     dpo:dict, # Fields of `DPOConfig`
@@ -196,7 +196,7 @@ def check_fields(
         near = difflib.get_close_matches(k, sorted(known), cutoff=.4)
         if k not in known: raise ValueError(f"DPOConfig has no field {k!r}. The nearest: {', '.join(near) or 'none'}.")
         if k == "max_length": raise ValueError("give max_length itself, and not among TRL's fields: pairs that are longer are left out, and never cut.")
-        if k in FIXED: raise ValueError(f"{k} cannot be given: it is a parameter of `train_dpo` by another name, or the restart depends on it.")
+        if k in FIXED: raise ValueError(f"{k} cannot be given: " + (f"`train_dpo` has it as `{FIXED[k]}`." if FIXED[k] else "the restart of a training depends on it."))
     losses = re.findall(r"`'(\w+)'`", known["loss_type"].metadata["help"]) # Where TRL lists them
     given = dpo.get("loss_type", [])
     unknown = {given} - {*losses} if isinstance(given, str) else {*given} - {*losses}
@@ -226,7 +226,7 @@ def dpo_config(
                  bf16=cuda and dtype == torch.bfloat16, fp16=cuda and dtype == torch.float16)
     try:
         with quiet(): config = DPOConfig(**fixed, **(usual | dpo))
-    except (TypeError, ValueError) as e: raise ValueError(f"TRL refuses these settings: {str(e).splitlines()[0]}. Given beside the usual ones: {', '.join(f'{k}={v!r}' for k, v in dpo.items()) or 'none'}. Look up their types in TRL's `DPOConfig`.") from None
+    except (TypeError, ValueError) as e: raise ValueError(f"TRL refuses these settings: {str(e).splitlines()[0]}. You gave, besides the usual ones: {', '.join(f'{k}={v!r}' for k, v in dpo.items()) or 'none'}. Look up their types in TRL's `DPOConfig`.") from None
     config._n_gpu = min(config.n_gpu, 1) # As `transformers` itself does where a model may not be split
     return config
 
@@ -365,12 +365,12 @@ def newest(
 def saving(
     folder:Path, # What is being written
 ):
-    "Errors of PyTorch and safetensors while they write, as errors of the disk."
+    "Errors of PyTorch, safetensors and tokenizers while they write, as errors of the disk."
     from safetensors import SafetensorError
     with naming(folder):
         try: yield
-        except (RuntimeError, SafetensorError) as e:
-            if isinstance(e, torch.OutOfMemoryError): raise
+        except Exception as e: # tokenizers raises this very class
+            if type(e) not in (Exception, RuntimeError, SafetensorError): raise
             full = "No space left" in str(e) or shutil.disk_usage(folder.parent).free < 2**20
             raise OSError(errno.ENOSPC if full else errno.EIO, str(e).splitlines()[0]) from None
 
@@ -470,7 +470,7 @@ def adapter_folder(
     missing = [n for n in ADAPTER if not (folder/n).exists()]
     pickles = [f.name for f in folder.glob("adapter_model.bin")]
     if missing == [ADAPTER[1]] and pickles: raise ValueError(f"{folder} has {pickles[0]} in place of {ADAPTER[1]}. It is a pickle, which is not opened because it can run any program. Where you trust it, convert it: "
-        f"`safetensors.torch.save_file(torch.load({pickles[0]!r}, weights_only=True), {ADAPTER[1]!r})`.")
+        f"`import torch, safetensors.torch; safetensors.torch.save_file(torch.load('{folder/pickles[0]}', weights_only=True), '{folder/ADAPTER[1]}')`.")
     if missing: raise ValueError(f"{folder} has no {' and no '.join(missing)}: it is no adapter. {f'Give {folder}/adapter.' if (folder/'adapter').is_dir() else give}")
     return folder
 
@@ -505,7 +505,7 @@ def read_base(
     if not file: return {}
     try: base = dict(json.loads(file.read_text()))
     except (ValueError, TypeError): base = {}
-    if not {"model", "weights"} <= base.keys(): raise ValueError(f"{file} is damaged. Restore it, or fetch the adapter again: it says what the adapter was trained on. Without it the adapter can be loaded, but not trained further, and nothing keeps what it was trained on out of a comparison.")
+    if not {"model", "weights"} <= base.keys(): raise ValueError(f"{file} is damaged. Copy or fetch it again. To use the adapter without it, rename the file: then the adapter cannot be trained further, and a comparison may ask what it was trained on.")
     return base
 
 # %% ../nbs/11_dpo.ipynb #6a90e741
@@ -537,7 +537,7 @@ def read_adapter(
     from safetensors import safe_open, SafetensorError
     again = "Copy or fetch the adapter again."
     try: PeftConfig.from_pretrained(folder)
-    except (ValueError, KeyError, TypeError, AttributeError) as e: raise ValueError(f"{folder/ADAPTER[0]} is damaged, or of a kind that PEFT does not know ({type(e).__name__}: {e}). {again}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as e: raise ValueError(f"{folder/ADAPTER[0]} is damaged, or of a kind that PEFT does not know ({type(e).__name__}: {e}). {again[:-1]}, or install a newer peft.") from None
     try:
         with safe_open(folder/ADAPTER[1], "pt") as f: return {key: f.get_slice(key).get_shape() for key in f.keys()}
     except SafetensorError as e: raise ValueError(f"{folder/ADAPTER[1]} is not a whole safetensors file ({e}). {again}") from None
@@ -583,7 +583,7 @@ def load_adapter(
 )->Tuned: # `.model.disable_adapter()` is a context in which it answers as the base model
     "A model with its adapter. Both share their weights; to merge the adapter into them there is `merge_adapter`."
     from peft import get_peft_model_state_dict, PeftModel
-    if isinstance(lm, Tuned): raise ValueError(f"{lm.name} has an adapter already. Load this one on the model below it, `.base`.")
+    if isinstance(lm, Tuned): raise ValueError(f"{lm.name} has an adapter already. Load this one on the model without it: load_adapter(lm.base, …).")
     folder = adapter_folder(path)
     check_adapter(lm, folder)
     parts = f"{folder}: {ADAPTER[0]} and {ADAPTER[1]} do not belong together"
@@ -665,11 +665,12 @@ def read_training(
     "Read a training back from its folder."
     import pandas as pd
     folder = Path(folder)
+    file = folder/"training.json"
     try:
-        kept = json.loads((folder/"training.json").read_text())
-        history = [json.loads(line) for line in (folder/"training.jsonl").read_text().splitlines()]
+        kept, file = json.loads(file.read_text()), folder/"training.jsonl"
+        history = [json.loads(line) for line in file.read_text().splitlines()]
     except (OSError, ValueError) as e:
-        raise ValueError(f"{folder} has a finished training, but its training.json or training.jsonl is {'missing' if isinstance(e, OSError) else 'damaged'}. Its adapter can be used (`load_adapter`). To train again, use another folder.") from None
+        raise ValueError(f"{folder} has a finished training, but its {file.name} is {'missing' if isinstance(e, OSError) else 'damaged'}. Its adapter can be used (`load_adapter`). To train again, use another folder.") from None
     return Training(folder, history, pd.DataFrame(kept["dropped"], columns=["row", "reason"]), kept["pairs"], kept["modules"], kept["trainable"])
 
 # %% ../nbs/11_dpo.ipynb #96341839
@@ -687,12 +688,12 @@ def check_training(
     "Refuse a folder of another training."
     file, made = folder/"training.json", [p.name for p in [folder/"adapter", *checkpoints(folder/"checkpoints")] if p.exists()]
     if folder.is_file(): raise ValueError(f"{folder} is a file, and the training needs a folder. Choose another name.")
-    if made and not file.exists(): raise ValueError(f"{folder} has {made[0]}, but no training.json: something else made it. Use another folder.")
+    if made and not file.exists(): raise ValueError(f"{folder} has a folder '{made[0]}', but no training.json: something else made it. Use another folder.")
     if not made: return False
     try: old = json.loads(file.read_text())["settings"]
     except (ValueError, KeyError, TypeError): raise ValueError(f"{file} is damaged. Use another folder; if there is an adapter in this one, it can still be used (`load_adapter`).") from None
     differ = differences(old, settings)
-    if differ: raise ValueError(f"{folder} holds another training ({differ}). Go on with the old settings, or use another folder.")
+    if differ: raise ValueError(f"{folder} holds another training ({differ}). Go on with the old settings, or use another folder (in the scripts: --output_dir NEW --dataset {folder}/pairs).")
     return (folder/"adapter").exists()
 
 # %% ../nbs/11_dpo.ipynb #560ba1ec

@@ -41,7 +41,7 @@ def side_by_side(
     columns = {"instruction_id": [i.id for i in instructions], "instruction": [i.text for i in instructions]}
     for name, responses in completions.items():
         odd = next((r for r in responses if not isinstance(r, Response)), None)
-        if odd is not None: raise ValueError(f"the completions of {name!r} must be `Response`s; found {odd!r:.60}. Make them with `complete`.")
+        if odd is not None: raise ValueError(f"the completions of {name!r} must be `Response`s; found {shown(odd)}. Make them with `complete`.")
         if [r.instruction_id for r in responses] != [i.id for i in instructions]:
             raise ValueError(f"the completions of {name!r} do not answer these {len(instructions)} instructions one by one, in their order. Make them with `complete`.")
         columns |= {f"{name} completion": [r.text for r in responses], f"{name} tokens": [r.n_tokens for r in responses], f"{name} finished": [r.finished for r in responses]}
@@ -66,10 +66,10 @@ def check_comparison(
     "Refuse what says nothing about two models."
     names = ", ".join(map(repr, completions)) if isinstance(completions, dict) else f"a {type(completions).__name__}"
     if not isinstance(completions, dict) or len(completions) != 2: raise ValueError(f"two models are compared, as {{'base': …, 'tuned': …}} with the completions of each; found {names or 'nothing'}. Compare several with the same base one after the other.")
-    if not hasattr(judge, "rank"): raise ValueError(f"the judge must be an object with `rank`, such as `Oracle()` or `PairRM.load(…)`; found {judge!r:.60}")
+    if not hasattr(judge, "rank"): raise ValueError(f"the judge must be an object with `rank`, such as `Oracle()` or `PairRM.load(…)`; found {shown(judge)}")
     if not instructions: raise ValueError("there is no instruction to compare on: the list is empty. Draw some with `unseen`.")
     known = traces(seen).keys() & {i.id for i in instructions}
-    if known: raise ValueError(f"{len(known)} of {plural(len(instructions), 'instruction')} had been trained on (the first is {next(i.text for i in instructions if i.id in known)!r:.60}). Compare on unseen ones: see `unseen`.")
+    if known: raise ValueError(f"{len(known)} of {plural(len(instructions), 'instruction')} had been trained on (the first is {shown(next(i.text for i in instructions if i.id in known))}). Compare on unseen ones: see `unseen`.")
 
 # %% ../nbs/12_evaluate.ipynb #75f9ed0c
 def compare(
@@ -120,7 +120,7 @@ def wins(
     "The win rate of the tuned model, with a warning where the sample is too small to tell."
     w = win_rate([None if d != d else d for d in c.table.difference])
     if w.rate.n < 30 or w.rate.high - w.rate.low > .2:
-        warnings.warn(f"{w.rate.n} instructions are too few to tell: of the next {w.rate.n} a quite different share may be won. Compare on more of them before you believe a win rate of {w.rate.mean:.0%}.")
+        warnings.warn(f"{w.rate.n} instructions are too few to tell: with {w.rate.n} others the result could be quite different. Compare on more of them before you believe a win rate of {w.rate.mean:.0%}.")
     return w
 
 # %% ../nbs/12_evaluate.ipynb #c3269628

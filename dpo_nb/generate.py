@@ -33,7 +33,7 @@ def pick(
     top_p:float=1., # Only the most probable tokens that hold this mass together; 1 = all
 )->torch.Tensor: # (rows,), token ids
     "One token for each row: the inverse of the cumulative distribution at `uniforms`."
-    if not logits.amax(-1).isfinite().all(): raise ValueError("the model's logits are not finite. If it runs in float16, load it in bfloat16 or float32; in float32, its weights are damaged: fetch them again.")
+    if not logits.amax(-1).isfinite().all(): raise ValueError("the model computes NaN or infinity. If it runs in float16, load it in bfloat16 or float32; in float32, its weights are damaged: fetch them again.")
     if temperature == 0: return logits.argmax(-1)
     if logits.device.type == "mps": logits = logits.cpu() # It has no float64
     line = logits.to(torch.float64, copy=True).div_(temperature)
@@ -270,7 +270,7 @@ def check_instructions(
 ):
     "Refuse a list that cannot be meant."
     odd = [i for i in ([instructions] if isinstance(instructions, (str, Instruction)) else instructions) if not isinstance(i, Instruction)]
-    if odd or isinstance(instructions, Instruction): raise ValueError(f"instructions must be a list of `Instruction`s; found {odd[0] if odd else instructions!r:.60}. `load_instructions` makes them from texts: load_instructions([\"…\"], n=None).")
+    if odd or isinstance(instructions, Instruction): raise ValueError(f"instructions must be a list of `Instruction`s; found {shown(odd[0] if odd else instructions)}. `load_instructions` makes them from texts: load_instructions([\"…\"], n=None); a single one is given in a list, [instruction].")
     if not instructions: raise ValueError("there is no instruction to respond to: the list is empty. Draw some with `load_instructions`.")
     (most, times), = Counter((i.id, i.text[:60]) for i in instructions).most_common(1)
     if times > 1: raise ValueError(f"instruction {most[0]} ({most[1]!r}) is in the list {times} times. Remove the repetitions; `n` asks for more responses.")
@@ -292,13 +292,13 @@ def prompt_ids(
     "The prompts as tokens, or the reason why they cannot be used."
     check_instructions(instructions)
     room = (lm.context or float("inf")) - max_new_tokens
-    if room < 1: raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room for a prompt among the {lm.context:,} positions of {lm.name}. Lower it.")
+    if room < 1: raise ValueError(f"max_new_tokens={max_new_tokens} leaves no room for a prompt: {lm.name} has room for {lm.context:,} tokens in all. Lower it.")
     prompts = [prompt_of(lm, i) for i in instructions]
     long = [(i, len(p)) for i, p in zip(instructions, prompts) if len(p) > room]
     if long:
         i, size = long[0]
-        raise ValueError(f"the prompt of instruction {i.id} ({i.text[:60]!r}) has {size:,} tokens, but of the {lm.context:,} positions of {lm.name} "
-            f"max_new_tokens={max_new_tokens} leaves only {room:,} (too long: {len(long)} of {plural(len(prompts), 'instruction')}). Shorten or remove it, or lower max_new_tokens.")
+        raise ValueError(f"the prompt of instruction {i.id} ({i.text[:60]!r}) has {size:,} tokens, but {lm.name} has room for {lm.context:,} in all, "
+            f"of which max_new_tokens={max_new_tokens} leaves {room:,} (too long: {len(long)} of {plural(len(prompts), 'instruction')}). Shorten or remove it, or lower max_new_tokens.")
     return prompts
 
 # %% ../nbs/06_generate.ipynb #ddb52d91
@@ -498,7 +498,7 @@ def generate(
     check_sampling(n, temperature, top_p, top_k, max_new_tokens, batch_size, seed)
     n, top_k, max_new_tokens, batch_size, seed = map(int, (n, top_k, max_new_tokens, batch_size, seed)) # A NumPy number cannot be kept as JSON
     if isinstance(lm, Endpoint): return ask(lm, instructions, n, out, temperature, top_p, top_k, max_new_tokens, seed)
-    if not isinstance(lm, LM): raise ValueError(f"lm must be a model, as `load_lm` or `Endpoint` gives it; found {lm!r:.60}. Load it: load_lm({str(lm)!r:.60}).")
+    if not isinstance(lm, LM): raise ValueError(f"lm must be a model, as `load_lm` or `Endpoint` gives it; found {shown(lm)}. Load it: load_lm({shown(str(lm))}).")
     prompts, sampling = prompt_ids(lm, instructions, max_new_tokens), dict(temperature=float(temperature), top_k=top_k, top_p=float(top_p))
     ends, size = {"stop_text": lm.stop_text} if lm.stop_text else {}, block_size(len(prompts), batch_size) if refills(lm.model) else batch_size
     journal = out and Journal(out, Response, dict(lm.settings, **sampling, **ends, n=n, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size, block=size,

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import msgspec, torch
 from fastcore.basics import patch
 
-from .records import digest, sha256
+from .records import digest, sha256, shown
 from .tiny import tiny_path
 from .instructions import hub_token
 
@@ -111,9 +111,9 @@ def control_ids(self:LM)->set[int]: # Those with a name in the tokenizer's confi
 @patch
 def _end_id(self:LM):
     chat, tokenizer = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "answer"}], self.tokenizer
-    try: text = tokenizer.decode(self._template(chat)); why = f"for 'answer' it writes {text!r:.80}"
+    try: text = tokenizer.decode(self._template(chat)); why = f"a chat with 'answer' in it becomes {shown(text, 80)}"
     except ValueError as e: text, why = "", str(e.__context__)
-    if "answer" not in text: raise ValueError(f"the chat template of {self.name} does not write messages of plain text ({why}). Set `tokenizer.chat_template` to one that does.")
+    if "answer" not in text: raise ValueError(f"the chat template of {self.name} does not write messages of plain text ({why}). Correct it in chat_template.jinja or tokenizer_config.json, in a copy of the model's folder, or take another model.")
     behind = tokenizer(text.rpartition("answer")[2], add_special_tokens=False).input_ids
     named = {i: t for i, t in tokenizer.added_tokens_decoder.items() if t.content in tokenizer.chat_control_tokens}
     ends = [i for i in behind if i in self.control_ids] or [i for i in behind if i in named] or [tokenizer.eos_token_id]
@@ -321,7 +321,7 @@ def load_lm(
         tokenizer, model = pretrained(str(folder) if local else str(name), revision, None if local else hub_token(),
                                       dtype=dtype, device_map={"": device}, **({"quantization_config": nf4(dtype)} if quantization else {}))
     rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows: raise ValueError(f"the tokenizer of {name} has {len(tokenizer)} tokens, but the model embeds {rows}. Is it the tokenizer of another model?")
+    if len(tokenizer) > rows: raise ValueError(f"the tokenizer of {name} has {len(tokenizer):,} tokens, but the model knows only {rows:,}. Fetch the model's own tokenizer.")
     known = identity(folder) if local else dict(weights=commit(str(name), revision))
     lm = LM(model.eval(), tokenizer, str(name), weights=known["weights"])
     lm.settings |= dict(known, quantization=settle(model, dtype))

@@ -246,7 +246,7 @@ def read_config(
     file = Path(folder)/"config.json"
     try: config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as e: raise ValueError(f"{file} is not JSON ({e}). Fetch it again.") from None
-    if not isinstance(config, dict): raise ValueError(f"{file} is not a JSON object but {config!r:.40}. Fetch it again, or give the folder of a PairRM checkpoint.")
+    if not isinstance(config, dict): raise ValueError(f"{file} is not a JSON object but {shown(config, 40)}. Fetch it again, or give the folder of a PairRM checkpoint.")
     kind = config.get("model_type")
     if kind not in ("deberta", "deberta-v2"):
         raise ValueError(f"{file} says model_type {kind!r}; PairRM's is deberta or deberta-v2. Is it the folder of a PairRM checkpoint? Give one, or llm-blender/PairRM.")
@@ -316,7 +316,7 @@ def read_ranker(
     except RuntimeError:
         name, own = next((n, p) for n, p in model.state_dict().items() if n in state and p.shape != state[n].shape)
         raise ValueError(f"{file} has tensors of other sizes than config.json says ({name} is {tuple(state[name].shape)}, expected {tuple(own.shape)}). They belong to different checkpoints; fetch both again.") from None
-    if missing or unexpected: raise ValueError(f"{file} is not PairRM's: missing {missing}, unexpected {unexpected}. Fetch it again, or give the folder of a PairRM checkpoint.")
+    if missing or unexpected: raise ValueError(f"{file} is not PairRM's: {' and '.join([*(f'it lacks {k}' for k in missing[:1]), *(f'it has {k} besides' for k in unexpected[:1])])}. Fetch it again, or give the folder of a PairRM checkpoint.")
     return model
 
 # %% ../nbs/07_pairrm.ipynb #e82a383b

@@ -189,7 +189,7 @@ def pair_settings(
 # %% ../nbs/10_preferences.ipynb #c9ecec3b
 REMEDIES = {
     "tie": "To the judge they are equal: lower the margin, or sample at a higher temperature.",
-    "same text as another": "They say the same: sample at a higher temperature.",
+    "same text as another": "They say the same, or nothing: look whether the model writes anything, and sample at a higher temperature.",
     "not judged": "The judge could not judge them. If there is one response to each instruction, sample more of them; otherwise take another judge.",
     "nothing to compare with": "A pair needs two different responses: sample more of them to each instruction, at a higher temperature.",
     "cut at the limit": "The better ones were cut: raise max_new_tokens, or let cut ones be chosen (allow_cut).",
@@ -211,14 +211,14 @@ def make_pairs(
     from pyarrow import concat_tables
     if rule not in RULES: raise ValueError(f"unknown rule {rule!r}: expected one of {', '.join(RULES)}")
     if not isinstance(margin, Real) or not margin >= 0: raise ValueError(f"margin is {margin!r}: expected a number, 0 or more, in points of the judge's score")
-    if not responses: raise ValueError("there are no responses to make pairs of. Run the stage that writes them first.")
+    if not responses: raise ValueError("there are no responses to make pairs of. Make them with `generate` (dpo_generate) first.")
     ranked, parts = {}, []
     for r in rankings:
         if r.instruction_id in ranked:
             raise ValueError(f"instruction {r.instruction_id} is ranked more than once: by {ranked[r.instruction_id].judge} and by {r.judge}. Give the rankings of one judge.")
         ranked[r.instruction_id] = r
     stray = ranked.keys() - {i.id for i in instructions}
-    if stray: raise ValueError(f"rankings of no instruction in this list: {len(stray)} of {len(ranked)} (the first is of {min(stray)}). Give the instructions that were ranked.")
+    if stray: raise ValueError(f"rankings of instructions that are not in the list: {len(stray)} of {len(ranked)} (the first is of {min(stray)}). Give the instructions that were ranked.")
     groups = group_responses(instructions, responses)
     for k in range(0, len(groups), CHUNK):
         parts.append(as_columns([pairs_of(i, rs, ranked.get(i.id), RULES[rule], margin, allow_cut) for i, rs in groups[k:k + CHUNK]]))
@@ -245,7 +245,7 @@ def check_pairs(
     "Refuse a folder that holds other pairs."
     if not (folder/"settings.json").exists() and not (folder/"pairs.parquet").exists(): return
     differ = differences(read_settings(folder), settings)
-    if differ: raise ValueError(f"{folder} holds other pairs ({differ}). Go on with the old settings, or use another folder.")
+    if differ: raise ValueError(f"{folder} holds other pairs ({differ}). Give the old settings, or rename that folder and make the pairs again: responses and rankings stay as they are.")
 
 # %% ../nbs/10_preferences.ipynb #59141198
 def save_pairs(
@@ -286,7 +286,7 @@ def load_pairs(
     from pyarrow import csv, parquet
     folder = Path(folder)
     missing = [n for n in ("pairs.parquet", "pairs.jsonl", "fates.csv") if not (folder/n).exists()]
-    if missing: raise ValueError(f"{folder} has no {' and no '.join(missing)}. Give the folder that `save_pairs` wrote.")
+    if missing: raise ValueError(f"{folder} has no {' and no '.join(missing)}: the folder is not whole. Make the pairs again (dpo_pairs), or give another folder.")
     features = preference_features()
     table = read_whole(lambda file: parquet.read_table(file, columns=[*features]).cast(features.arrow_schema), folder/"pairs.parquet")
     types = dict(instruction_id="string", index="int64", score="float64", fate="string")
@@ -300,7 +300,7 @@ def as_messages(
     where:str="this row", # For the error
 )->dict: # The same row, where `prompt`, `chosen` and `rejected` are lists of messages
     "A pair in TRL's conversational format."
-    if not isinstance(row, dict): raise ValueError(f"{where} must be an object with `prompt`, `chosen` and `rejected`; found {row!r:.60}")
+    if not isinstance(row, dict): raise ValueError(f"{where} must be an object with `prompt`, `chosen` and `rejected`; found {shown(row)}")
     said = lambda role, column: [{"role": role, "content": row[column]}] if isinstance(row.get(column), str) else row.get(column)
     prompt, chosen, rejected = said("user", "prompt"), said("assistant", "chosen"), said("assistant", "rejected")
     if isinstance(chosen, list) and isinstance(rejected, list) and len(chosen) > 1:
@@ -310,6 +310,7 @@ def as_messages(
     for column, messages in pair.items():
         if not messages and column in row: raise ValueError(f"{where}: `{column}` is empty. Correct the row, or remove it.")
         if not messages: raise ValueError(f"{where} has no `{column}` (its columns: {', '.join(row)}). A pair is `prompt`, `chosen` and `rejected`, as texts or as messages: name the columns so.")
+        if not isinstance(messages, (list, tuple)): raise ValueError(f"{where}: `{column}` must be a text or a list of messages; found {shown(messages)}. Correct the row, or remove it.")
         try: pair[column] = clean_messages(messages, column) if column == "prompt" else one_answer(messages, column)
         except ValueError as e: raise ValueError(f"{where}: {e}. Correct the row, or remove it.") from None
     roles = [m["role"] for m in pair["prompt"]]
@@ -343,5 +344,5 @@ def load_preferences(
     if path.is_file(): return [as_messages(row, f"{source}, {place}") for place, row in pair_rows(path)]
     if not path.is_dir() and not name.is_dir() and (path.suffix in (".jsonl", ".json", ".csv", ".parquet") or "/" not in str(source)): raise ValueError(f"there is no file or folder {source}. {ways}")
     try: table = open_dataset(str(source))
-    except ValueError as e: raise ValueError(f"{e} {ways}") from None
+    except ValueError as e: raise ValueError(f"{source} is a folder without pairs. {ways}" if path.is_dir() and "without data" in str(e) else f"{e} {ways}") from None
     return [as_messages(row, f"{source}, row {n}") for n, row in enumerate(table, 1)]

@@ -66,11 +66,11 @@ def check_recipe(
     if r.responses_per_instruction < 2: raise ValueError("responses_per_instruction must be at least 2: a preference is between two")
     if r.temperature == 0: raise ValueError("temperature must be above 0: at 0 all responses to an instruction are the same, and there is nothing to prefer")
     if r.endpoint and r.adapter: raise ValueError("a server has adapters of its own: load this one there and give the name it has there as the model (vLLM: --lora-modules NAME=PATH), without adapter")
-    if r.reference == "start" and not r.adapter: raise ValueError("reference='start' is the adapter that the training starts from, and there is none. Give adapter, or leave reference at 'base'.")
+    if r.reference == "start" and not r.adapter: raise ValueError("reference='start' is the adapter that the training starts from, and there is none. Give an adapter (in the scripts, --adapter), or leave reference at 'base'.")
     if not 0 <= r.seed < 2**32: raise ValueError(f"seed must be from 0 to {2**32 - 1}; found {r.seed}")
     if not r.margin >= 0: raise ValueError(f"margin must be 0 or more; found {r.margin}")
     twice = r.dpo.keys() & {f.name for f in fields(Recipe)}
-    if twice: raise ValueError(f"{min(twice)} is a setting of the recipe itself: give it there, and not in dpo")
+    if twice: raise ValueError(f"{min(twice)} is a setting of the recipe itself: give it there (in the scripts, as --{min(twice)}), and not among TRL's fields (dpo)")
 
 # %% ../nbs/16_recipes.ipynb #b0b0a8f7
 def draw_how(
@@ -79,7 +79,7 @@ def draw_how(
 )->dict: # Keywords of `load_instructions` and `unseen`
     "How a recipe draws."
     room = lm and min(r.max_prompt_tokens or math.inf, (lm.context or math.inf) - r.max_new_tokens)
-    if lm and room < 1: raise ValueError(f"max_new_tokens={r.max_new_tokens} leaves no room for a prompt among the {lm.context:,} positions of {lm.name}. Lower it.")
+    if lm and room < 1: raise ValueError(f"max_new_tokens={r.max_new_tokens} leaves no room for a prompt: {lm.name} has room for {lm.context:,} tokens in all. Lower it.")
     return dict(seed=r.seed, near=r.near_duplicates, lm=lm, max_tokens=room)
 
 def draw_training(

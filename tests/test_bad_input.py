@@ -209,23 +209,23 @@ file("a compressed file that is called .jsonl", "questions.jsonl", gzip.compress
 file("a Word document", "questions.doc", b"\xd0\xcf\x11\xe0", "questions.doc … its name must end in .txt … Save it as one of them")
 file("an empty file", "questions.csv", "", "questions.csv has no rows … Fill it, or give another file")
 file("a CSV file with the names of its columns alone", "questions.csv", "question,answer\n", "questions.csv has no rows … only the names … Fill it")
-file("a CSV file without a first line of names", "questions.csv", "1,Why is the sky blue?\n2,Who was Ada?\n", "questions.csv, line 2 … 1, Why is the sky blue? … in a CSV file that name stands in the first line")
-file("a CSV file whose column has another name", "questions.csv", "Nr,Frage\n1,Why is the sky blue?\n", "questions.csv, line 2 … Nr, Frage … Call the field with the question `question`")
+file("a CSV file without a first line of names", "questions.csv", "1,Why is the sky blue?\n2,Who was Ada?\n", "questions.csv, line 2 … '1', 'Why is the sky blue?' … put a line of names above it")
+file("a CSV file whose column has another name", "questions.csv", "Nr,Frage\n1,Why is the sky blue?\n", "questions.csv, line 2 … 'Nr', 'Frage' … Call the field with the question `question`")
 file("a CSV file with 2,000 columns and no question", "questions.csv", ",".join(f"c{k}" for k in range(2000)) + "\n" + ",".join("x" * 2000) + "\n", "questions.csv, line 2 … 1,992 more … Call the field")
 file("a CSV file in which two columns have the same name", "questions.csv", "question,question\nWhy?,Why not?\n", "questions.csv, line 1 … 2 columns called 'question' … Rename or remove")
-file("a CSV file with a comma in a text that has no quotes", "questions.csv", "question\nWhy is the sky blue?\nWhy, oh why?\n", "questions.csv, line 3 has 2 fields … between quotes")
+file("a CSV file with a comma in a text that has no quotes", "questions.csv", "question\nWhy is the sky blue?\nWhy, oh why?\n", "questions.csv, line 3 has 2 fields … in double quotes")
 file("a CSV file with a row that is too short", "questions.csv", "question,answer\nWhy?,So.\nWho?\n", "questions.csv, line 3 has 1 field, and … a field for each name")
-file("a CSV file with a quote that never ends", "questions.csv", "question\nWhy?\n\"Who?\nWhere?\n", "questions.csv, line 3 … quotes, each of which has an end")
+file("a CSV file with a quote that never ends", "questions.csv", "question\nWhy?\n\"Who?\nWhere?\n", "questions.csv, line 3 … in double quotes (\"), each of which has an end")
 is_read("a CSV file with semicolons, as Excel writes it in half of Europe", "questions.csv", "Nr;question\r\n1;Why is the sky blue?\r\n2;Who, then, was Ada?\r\n", "2 instructions … passed over: none")
 is_read("a CSV file with a mark at its beginning (BOM) and Windows' line ends (CRLF)", "questions.csv", "\ufeffquestion\r\nWhy is the sky blue?\r\n\r\n\"Who\r\nwas Ada?\"\r\n", "2 instructions … passed over: none")
 file("a line that is no JSON", "questions.jsonl", '{"question": "Why?"}\n{"question": "Who?}\n', "questions.jsonl, line 2 is not JSON … character 14 … Correct it, or remove it")
-file("a comma behind the last field of a line", "questions.jsonl", '{"question": "Why?",}\n', "questions.jsonl, line 1 is not JSON … character 21 … Correct it")
+file("a comma after the last field of a line", "questions.jsonl", '{"question": "Why?",}\n', "questions.jsonl, line 1: there is a comma before '}' … Remove that comma")
 file("a torn last line", "questions.jsonl", '{"question": "Why?"}\n{"quest', "questions.jsonl, line 2 is not JSON … Correct it, or remove it")
 file("a .jsonl file that is one list over several lines", "questions.jsonl", '[\n {"question": "Why?"},\n {"question": "Who?"}\n]\n', "questions.jsonl, line 1 is not JSON … If the file is one list, let its name end in .json")
-file("a comma behind the last row of a list", "questions.json", '[\n {"question": "Why?"},\n]\n', "questions.json, line 3 is not JSON … Correct it")
+file("a comma after the last row of a list", "questions.json", '[\n {"question": "Why?"},\n]\n', "questions.json, line 3: there is a comma before ']' … Remove that comma")
 file("a .json file with an object a line", "questions.json", lines(dict(question="Why?"), dict(question="Who?")), "questions.json, line 2 is not JSON … let its name end in .jsonl")
 file("a .json file that is one object", "questions.json", '{"data": [{"question": "Why?"}]}', "questions.json must be a list of objects … Save that list alone")
-file("a .jsonl file whose rows have no question", "questions.jsonl", lines(dict(id=1, title="Why?"), dict(id=2, title="Who?")), "questions.jsonl, line 1 … id, title … Call the field with the question `question`")
+file("a .jsonl file whose rows have no question", "questions.jsonl", lines(dict(id=1, title="Why?"), dict(id=2, title="Who?")), "questions.jsonl, line 1 … 'id', 'title' … Call the field with the question `question`")
 file("questions that are null or blank", "questions.jsonl", lines(dict(question=None), dict(question=" "), dict(question="")), "questions.jsonl … of 3 rows none can be used … blank or missing … Give another source")
 file("numbers in place of questions", "questions.jsonl", lines(dict(question=42), dict(question=43)), "questions.jsonl, line 1 … must be text; found 42 … Correct these rows")
 is_read("a list, a number, NaN and null among good rows", "questions.jsonl", lines(dict(question="Why?"), ["Who?"], dict(question=42), dict(question=math.nan), dict(question=None)),
@@ -233,7 +233,7 @@ is_read("a list, a number, NaN and null among good rows", "questions.jsonl", lin
 is_read("half of an emoji (a lone surrogate) in a question or an answer, and a whole emoji", "questions.jsonl", '{"question": "What is \\ud83d?"}\n{"question": "Why?", "answer": "\\ud83d"}\n{"question": "What is 😀?"}\n',
         "1 instruction; … line 1: `question` has half a character … line 2: `answer` has half a character")
 file("a conversation with a role that does not exist", "chats.jsonl", lines(dict(messages=[turn("Hi", "bard")])), "chats.jsonl, line 1 … unknown role 'bard' … Correct these rows")
-file("a ShareGPT file with other keys", "chats.jsonl", lines(dict(conversations=[dict(speaker="human", text="Hi")])), "chats.jsonl, line 1 … found speaker, text … `from` and `value` … Correct these rows")
+file("a ShareGPT file with other keys", "chats.jsonl", lines(dict(conversations=[dict(speaker="human", text="Hi")])), "chats.jsonl, line 1 … found 'speaker', 'text' … `from` and `value` … Correct these rows")
 file("a turn without text", "chats.jsonl", lines(dict(messages=[dict(role="user")])), "chats.jsonl, line 1 … must be text; found None … Correct these rows")
 file("a conversation as one text", "chats.jsonl", lines(dict(messages="user: Hi")), "chats.jsonl, line 1 … must be a list of turns; found 'user: Hi' … Correct these rows")
 file("conversations in which the user says nothing", "chats.jsonl", lines(dict(messages=[]), dict(messages=[turn("Hi", "assistant")])), "chats.jsonl … 2 no question … Give another source")
@@ -282,7 +282,7 @@ def _(): write("data/train.jsonl", lines(dict(question="Why?"))); return lambda:
 @case(QUESTIONS, "test questions that were all trained on", "questions.txt … trained on: 2 … Give another source")
 def _(): write("questions.txt", "Why?\nWho?\n"); return lambda: unseen("questions.txt", load_instructions("questions.txt", n=None), n=2)
 
-@case(QUESTIONS, "texts where it says what was trained on", "what was trained on … found 'Why?' … Give the list that `load_instructions` returned")
+@case(QUESTIONS, "texts where it says what was trained on", "(`seen`) must be a list of instructions, as `load_instructions` returns it … found 'Why?'")
 def _(): return lambda: unseen("tiny:test", ["Why?"], n=2)
 
 # The model
@@ -319,16 +319,16 @@ model("a model that needs code of its authors", "model cannot be loaded … code
 model("a model of pictures", "model cannot be loaded … no language model … Take a causal language model", config__json=config(model_type="vit", architectures=["ViTModel"]))
 model("a model without a tokenizer", "model cannot be loaded … no tokenizer … Save the model's tokenizer into the same folder", tokenizer__json=None, tokenizer_config__json=None)
 model("a tokenizer.json that is cut", "model cannot be loaded … tokenizer.json … Fetch or copy it again", tokenizer__json=half)
-model("a chat template that raises", "template of model … Only for tools … Set `tokenizer.chat_template`", chat_template__jinja="{{ raise_exception('Only for tools') }}")
-model("a chat template with a mistake in it", "template of model … endfor … Set `tokenizer.chat_template`", chat_template__jinja="{% for m in messages %}{{ m['content'] }}")
-model("a chat template that leaves out what is said", "template of model … Hello … Set `tokenizer.chat_template`", chat_template__jinja="Hello")
+model("a chat template that raises", "template of model … Only for tools … Correct it in chat_template.jinja", chat_template__jinja="{{ raise_exception('Only for tools') }}")
+model("a chat template with a mistake in it", "template of model … endfor … Correct it in chat_template.jinja", chat_template__jinja="{% for m in messages %}{{ m['content'] }}")
+model("a chat template that leaves out what is said", "template of model … becomes 'Hello' … Correct it in chat_template.jinja", chat_template__jinja="Hello")
 model("a chat template that prints the date in a format that it computes", "chat template prints the date … Write the format into its `strftime_now(…)`",
       chat_template__jinja="{% set f = '%d' %}{{ strftime_now(f) }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
 model("a precision that does not exist", "dtype must be 'auto', 'float32' … found 'float8'", lambda: load_lm("model", "float8"))
 model("a quantization that does not exist", "quantization must be 'nf4' or None … found 'int4'", lambda: load_lm("model", quantization="int4"))
 model("a device that is not there", "no device 'cuda:7' here … give 'cpu'", lambda: load_lm("model", device="cuda:7"))
 
-@case(MODEL, "a tokenizer with more tokens than the model", "tokenizer of model has 2895 tokens … the model embeds 895 … tokenizer of another model")
+@case(MODEL, "a tokenizer with more tokens than the model", "tokenizer of model has 2,895 tokens … the model knows only 895 … Fetch the model's own tokenizer")
 def _():
     from transformers import AutoTokenizer
     copy(tiny_path("policy"), "model"); t = AutoTokenizer.from_pretrained("model"); t.add_tokens([f"new{k}" for k in range(2000)]); t.save_pretrained("model")
@@ -444,7 +444,7 @@ sampling("a temperature as text", "temperature must be a number … found '0.8'"
 sampling("a top_p of 0", "top_p must be … above 0 and at most 1 … found 0", top_p=0)
 sampling("a batch of no instructions", "batch_size must be a whole number of at least 1; found 0", batch_size=0)
 sampling("None for a seed", "seed must be a whole number; found None", seed=None)
-sampling("more new tokens than the model has positions", "max_new_tokens=512 … the 512 positions of tiny … Lower it", max_new_tokens=512)
+sampling("more new tokens than the model has positions", "max_new_tokens=512 … tiny has room for 512 tokens … Lower it", max_new_tokens=512)
 
 def to_answer(given, says, instructions, lm=lambda: lm()):
     @case(RESPONSES, given, says)
@@ -455,7 +455,7 @@ to_answer("texts in place of instructions", "instructions must be a list of `Ins
 to_answer("one instruction in place of a list", "instructions must be a list of `Instruction`s … found", lambda: asked()[0])
 to_answer("the name of a model in place of the model", "lm must be a model … found 'tiny' … Load it: load_lm('tiny')", asked, lambda: "tiny")
 to_answer("the same instruction twice", "is in the list 2 times … Remove the repetitions", lambda: [*asked(), asked()[0]])
-to_answer("a prompt that is longer than the model's context", "'Name two fruits. … 804 tokens … 512 positions of tiny … Shorten or remove it", lambda: [*asked(), Instruction.ask("Name two fruits. " * 200)])
+to_answer("a prompt that is longer than the model's context", "'Name two fruits. … 804 tokens … tiny has room for 512 in all … Shorten or remove it", lambda: [*asked(), Instruction.ask("Name two fruits. " * 200)])
 to_answer("a prompt of 1 MB", "'Name two fruits. … 240,004 tokens … Shorten or remove it", lambda: [Instruction.ask("Name two fruits. " * 60_000)])
 to_answer("an instruction without text", "an instruction needs text … is empty", lambda: [Instruction.ask("  ")])
 to_answer("an instruction that ends with the assistant's turn", "ends with the user's turn … user, assistant … `reference`", lambda: [Instruction([turn("Hi"), turn("Hello", "assistant")])])
@@ -467,7 +467,7 @@ def _():
     copy(tiny_path("policy"), "model", {"chat_template.jinja": strict})
     return lambda: generate(load_lm("model", device="cpu"), [Instruction([turn("Hi"), turn("Why?")])])
 
-@case(RESPONSES, "a model whose weights are NaN", "logits are not finite … its weights are damaged: fetch them again")
+@case(RESPONSES, "a model whose weights are NaN", "computes NaN or infinity … its weights are damaged: fetch them again")
 def _():
     copy(tiny_path("policy"), "model", {"model.safetensors": tensors(lambda t: {k: v * math.nan for k, v in t.items()})})
     return lambda: generate(load_lm("model", device="cpu"), asked())
@@ -520,10 +520,10 @@ judge("a PairRM config.json that is a list", "judge/config.json is not a JSON ob
 judge("a PairRM config.json of another kind of model", "judge/config.json says model_type 'bert' … Give one, or llm-blender/PairRM", config__json=config(model_type="bert"))
 judge("a PairRM config.json with other markers", "config.json has cand1_prefix_id 7 … judge/tokenizer.json … fetch both again", config__json=config(cand1_prefix_id=7))
 
-@case(JUDGE, "responses to other instructions", "response ('d47f41e14b3c621c', 0) belongs to no instruction of this list … made from other instructions")
+@case(JUDGE, "responses to other instructions", "response 0 to instruction d47f41e14b3c621c belongs to no instruction of this list … made from other instructions")
 def _(): return lambda: pairrm().rank(asked()[:2], answers())
 
-@case(JUDGE, "responses with the same number twice", "two responses have the key ('a2b85a941ded7c13', 0) … Give the responses of one model and one sampling")
+@case(JUDGE, "responses with the same number twice", "response 0 to instruction a2b85a941ded7c13 is there twice … Give the responses of one run")
 def _(): return lambda: pairrm().rank(asked(), [*answers(), answers()[0]])
 
 @case(JUDGE, "a recipe whose judge, the tiny world's oracle, knows nothing of the questions", "dpo_demo: the oracle knows the tiny world only … Give another judge", error=SystemExit)
@@ -547,9 +547,9 @@ def made(given, says, instructions=asked, responses=lambda: answers(), rankings=
     @case(PAIRS, given, says)
     def _(): return lambda: make_pairs(instructions(), responses(), rankings(), **how)
 
-made("a ranking of other texts", "the ranking of instruction a2b85a941ded7c13 by oracle is of other texts … Move the old rankings away, and rank again", responses=lambda: [replace(r, text=r.text + "!") for r in answers()])
+made("a ranking of other texts", "the ranking of instruction a2b85a941ded7c13 by oracle is of other texts … Rename the file with the old rankings", responses=lambda: [replace(r, text=r.text + "!") for r in answers()])
 made("a ranking of fewer responses", "the ranking of instruction a2b85a941ded7c13 … has 3 scores, not one for each of 4 responses … rank again", responses=lambda: [*answers(), replace(answers()[0], index=3)])
-made("rankings of instructions that are not there", "rankings of no instruction in this list: 1 of 3 … d47f41e14b3c621c … Give the instructions that were ranked", lambda: asked()[:2], lambda: answers()[:6])
+made("rankings of instructions that are not there", "rankings of instructions that are not in the list: 1 of 3 … d47f41e14b3c621c … Give the instructions that were ranked", lambda: asked()[:2], lambda: answers()[:6])
 made("rankings of two judges", "ranked more than once: by oracle and by me … Give the rankings of one judge", rankings=lambda: [*ranked(), replace(ranked()[0], judge="me")])
 made("a score that is NaN", "instruction a2b85a941ded7c13 … is nan … must be a finite number, or None", rankings=lambda: [Ranking(asked()[0].id, "me", [1., math.nan])])
 made("scores as text", "instruction a2b85a941ded7c13 … is '1' … must be a finite number, or None", rankings=lambda: [Ranking(asked()[0].id, "me", ["1", "2"])])
@@ -558,7 +558,7 @@ made("a margin below 0", "margin is -1 … 0 or more", margin=-1)
 made("a margin that is NaN", "margin is nan … 0 or more", margin=math.nan)
 made("a margin as text", "margin is '1' … 0 or more", margin="1")
 made("a margin that no pair has", "no pairs … tie … lower the margin", margin=9)
-made("no responses at all", "no responses to make pairs of … Run the stage that writes them", responses=list, rankings=list)
+made("no responses at all", "no responses to make pairs of … Make them with `generate` (dpo_generate)", responses=list, rankings=list)
 
 def left(given, says, *texts, finished=True):
     "Responses of which no pair is left."
@@ -579,10 +579,10 @@ def by_hand(given, scores, says):
         write("run/rankings.jsonl", lines(dict(journal="Ranking", format=1, complete=True, settings={})) + f'{{"instruction_id":"{asked()[0].id}","judge":"me","scores":{scores}}}\n')
         return lambda: dpo_pairs(["--recipe", "tiny", "--output_dir", "run"])
 
-by_hand("a rankings.jsonl with scores as text", '["1", "2"]', "run/rankings.jsonl, line 2 … float | null, got str … Restore the line")
-by_hand("a rankings.jsonl with NaN", "[NaN, 1]", "run/rankings.jsonl, line 2 … malformed … Restore the line")
+by_hand("a rankings.jsonl with scores as text", '["1", "2"]', "run/rankings.jsonl, line 2 … float | null, got str in scores[0] … Restore the line")
+by_hand("a rankings.jsonl with NaN", "[NaN, 1]", "run/rankings.jsonl, line 2 … NaN is no JSON: write null … Restore the line")
 by_hand("a rankings.jsonl with too few scores", "[1]", "the ranking of instruction a2b85a941ded7c13 by me has 1 score, not one for each of 2 responses … rank again")
-by_hand("a rankings.jsonl that does not say which texts were ranked", "[1, 2]", "the ranking of instruction a2b85a941ded7c13 by me is of other texts … rank again")
+by_hand("a rankings.jsonl that does not say which texts were ranked", "[1, 2]", "the ranking of instruction a2b85a941ded7c13 by me does not say which texts were ranked … fingerprint(texts), or rank again")
 
 GOOD = dict(prompt="Why?", chosen="So.", rejected="No.")
 
@@ -605,15 +605,15 @@ pairs("a parquet file of pairs that is cut", "pairs.parquet", b"PAR1" + bytes(40
 @case(PAIRS, "pairs that are not there", "no file … pairs.jsonl … Pairs come as")
 def _(): return lambda: load_preferences("pairs.jsonl")
 
-@case(PAIRS, "a folder without pairs", "pairs … folder without data … Pairs come as")
+@case(PAIRS, "a folder without pairs", "pairs is a folder without pairs … Pairs come as")
 def _(): write("pairs/notes.md", "Why?"); return lambda: load_preferences("pairs")
 
 def kept(): save_pairs(make_pairs(asked(), answers(), ranked()), "pairs")
 
-@case(PAIRS, "a folder that holds other pairs", "pairs holds other pairs (rule: 'best_worst' there, 'all' now) … use another folder")
+@case(PAIRS, "a folder that holds other pairs", "pairs holds other pairs (rule: 'best_worst' there, 'all' now) … rename that folder and make the pairs again")
 def _(): kept(); return lambda: save_pairs(make_pairs(asked(), answers(), ranked(), rule="all"), "pairs")
 
-@case(PAIRS, "a folder of pairs from which a file was removed", "pairs has no pairs.parquet … Give the folder that `save_pairs` wrote")
+@case(PAIRS, "a folder of pairs from which a file was removed", "pairs has no pairs.parquet … Make the pairs again (dpo_pairs)")
 def _(): kept(); Path("pairs/pairs.parquet").unlink(); return lambda: load_preferences("pairs")
 
 @case(PAIRS, "a folder of pairs whose parquet file is cut", "pairs/pairs.parquet is damaged … make the pairs again")
@@ -653,7 +653,7 @@ training("a beta of 0", "beta must be a number above 0; found 0.0", beta=0.)
 training("a reference that does not exist", "reference must be 'base' … or 'start' … found 'itself'", reference="itself")
 training("a mistyped field of TRL", "no field 'loss_typ' … The nearest: loss_type", loss_typ="ipo")
 training("a loss that TRL does not know", "loss_type 'dpo' … sigmoid", loss_type="dpo")
-training("a field that is set by another name", "output_dir cannot be given … a parameter of `train_dpo` by another name", output_dir="there")
+training("a field that is set by another name", "output_dir cannot be given … `train_dpo` has it as `out`", output_dir="there")
 training("a field of TRL with a text for a number", "TRL refuses these settings … warmup_steps='many' … Look up their types", warmup_steps="many")
 training("a report to a package that is not installed", "wandb … pip install wandb", report_to="wandb")
 
@@ -666,11 +666,11 @@ def again(given, says, change=lambda: None, rows=(pair(),), **settings):
     def _(): copy(trained(), "run"); change(); return lambda: train_dpo(lm(), list(rows), "run", **(dict(lora_r=2) | settings))
 
 again("the folder of a training with other settings", "run holds another training (beta: 0.1 there, 0.5 now) … use another folder", beta=.5)
-again("the folder of a training on other pairs", "run holds another training (pairs: … use another folder", rows=(pair("What is 3 + 2?"),))
+again("the folder of a training on other pairs", "run holds another training (other pairs: 1 there, 1 now) … use another folder … --dataset run/pairs", rows=(pair("What is 3 + 2?"),))
 again("a training.json that is cut", "run/training.json is damaged … Use another folder", lambda: cut("run/training.json"))
 again("a training.jsonl that is gone", "run has a finished training … training.jsonl is missing … use another folder", lambda: Path("run/training.jsonl").unlink())
 again("a training.jsonl that is cut", "run has a finished training … training.jsonl is damaged … use another folder", lambda: write("run/training.jsonl", '{"loss": '))
-again("a folder with an adapter of something else", "run has adapter, but no training.json … Use another folder", lambda: Path("run/training.json").unlink())
+again("a folder with an adapter of something else", "run has a folder 'adapter', but no training.json … Use another folder", lambda: Path("run/training.json").unlink())
 
 @case(TRAINING, "a file where the folder of the training is to go", "run is a file … Choose another name")
 def _(): write("run", "Do not lose this.\n"); return lambda: train_dpo(lm(), [pair()], "run", lora_r=2)
@@ -704,13 +704,13 @@ adapter("an adapter_config.json of a kind that PEFT does not know", "adapter/ada
 adapter("an adapter whose weights are cut", "adapter/adapter_model.safetensors is not a whole safetensors file … again", adapter_model__safetensors=half)
 adapter("an adapter without one of its layers", "adapter: … do not belong together … layers.1.self_attn.q_proj … again", adapter_model__safetensors=without("layers.1.self_attn.q_proj"))
 adapter("an adapter of another rank than its configuration says", "adapter: … do not belong together … shapes … again", adapter_config__json=config(r=16))
-adapter("an adapter whose base.json is cut", "adapter/base.json is damaged … Restore it, or fetch the adapter again", base__json=half)
-adapter("an adapter whose base.json is another object", "adapter/base.json is damaged … Restore it", base__json=b"{}")
+adapter("an adapter whose base.json is cut", "adapter/base.json is damaged … Copy or fetch it again … To use the adapter without it", base__json=half)
+adapter("an adapter whose base.json is another object", "adapter/base.json is damaged … Copy or fetch it again", base__json=b"{}")
 adapter("an adapter of another model", "adapter was trained on tiny … model has the weights … Load the model that it was trained on",
         lambda: (copy(tiny_path("policy"), Path(SHELF.name)/"model", {"model.safetensors": tensors(lambda t: {k: v + 1 for k, v in t.items()})}), load_adapter(replace_name(load_lm(Path(SHELF.name)/"model", device="cpu")), "adapter")))
 adapter("an adapter of another model, and nothing that says of which", "adapter adapts model.layers.30.mlp.down_proj, and tiny has no such layer … Load the model",
         base__json=None, adapter_model__safetensors=tensors(lambda t: {k.replace("layers.1.", "layers.30."): v for k, v in t.items()}))
-adapter("an adapter on a model that has one already", "tiny-dpo has an adapter already … `.base`", lambda: load_adapter(load_adapter(lm(), "adapter"), "adapter"))
+adapter("an adapter on a model that has one already", "tiny-dpo has an adapter already … load_adapter(lm.base, …)", lambda: load_adapter(load_adapter(lm(), "adapter"), "adapter"))
 adapter("a further training with another rank than the adapter has", "the adapter in adapter … (r: 2 there, 4 now) … Give `lora_r`", lambda: train_dpo(load_adapter(lm(), "adapter"), [pair()], "run", lora_r=4))
 adapter("a merge in a precision that does not exist", "dtype must be 'auto', 'float32' … found 'int8'", lambda: merge_adapter("tiny", "adapter", "merged", dtype="int8"))
 adapter("a merge into a model that is not there", "no/model has no config.json … Give the folder that `save_pretrained` wrote, or a hub name", lambda: merge_adapter("no/model", "adapter", "merged"))
@@ -753,7 +753,7 @@ def comparison(given, says, instructions=asked, completions=answered, judge=Orac
     def _(): return lambda: compare(instructions(), completions(), judge(), seen=seen())
 
 comparison("instructions that were trained on", "2 of 3 instructions had been trained on … 'Write a thank-you note … see `unseen`", seen=lambda: asked()[:2])
-comparison("texts where compare asks what was trained on", "found 'Why?' … Give the list that `load_instructions` returned", seen=lambda: ["Why?"])
+comparison("texts where compare asks what was trained on", "must be a list of instructions, as `load_instructions` returns it … found 'Why?'", seen=lambda: ["Why?"])
 comparison("completions in another order", "the completions of 'tuned' do not answer these 3 instructions … Make them with `complete`", completions=lambda: answered() | dict(tuned=answered()["tuned"][::-1]))
 comparison("completions of one model alone", "two models are compared … found 'base'", completions=lambda: dict(base=answered()["base"]))
 comparison("completions of three models", "two models are compared … found 'base', 'tuned', 'third' … one after the other", completions=lambda: answered() | dict(third=answered()["base"]))
@@ -783,9 +783,9 @@ MINE = "--adapter", "mine=adapter"
 evaluation("dpo_evaluate without an adapter", "required: --adapter … --help")
 evaluation("`--adapter adapter`: no name", "expected NAME=PATH … found 'adapter'", "--adapter", "adapter")
 evaluation("`--adapter base=adapter`: the name of the base model", "is not 'base' … found 'base=adapter'", "--adapter", "base=adapter")
-evaluation("two adapters with the same name", "two adapters have the same name … a name of its own", *MINE, *MINE)
+evaluation("two adapters with the same name", "two adapters are called 'mine' … a name of its own", *MINE, *MINE)
 evaluation("`--adapter mine=runs/mine`, which is not there", "runs/mine is no folder here … Give the folder `adapter` of a training", "--adapter", "mine=runs/mine")
-evaluation("`--output_file results`: no ending", "--output_file results needs an ending, such as .csv", *MINE, "--output_file", "results")
+evaluation("`--output_file results`: no ending", "--output_file results needs an ending: give results.csv", *MINE, "--output_file", "results")
 evaluation("`--output_file results.csv`, which is a folder", "results.csv is a folder … Give the name of a file", *MINE, "--output_file", "results.csv")
 evaluation("`--num_test_instructions 9999`: more than there are", "tiny:test … 9,999 instructions were asked for … 400 can be used … Ask for fewer", *MINE, "--num_test_instructions", "9999")
 evaluation("`--judge me/myself`, which is not there", "me/myself is no folder here … Check the name and the connection", *MINE, "--judge", "me/myself")
@@ -804,20 +804,20 @@ def damaged(given, says, change):
 
 damaged("a line of a journal that is no JSON any more", "responses.jsonl, line 3 … malformed … Restore the line, or remove it", lambda rows: [*rows[:2], rows[2][:-5], *rows[3:]])
 damaged("a line of a journal without one of its fields", "responses.jsonl, line 2 … missing required field text … Restore the line", lambda rows: [rows[0], rows[1].replace('"text":', '"txt":'), *rows[2:]])
-damaged("a number as text in a journal", "responses.jsonl, line 2 … Expected int, got str - at $.index … Restore the line", lambda rows: [rows[0], rows[1].replace('"index":0', '"index":"0"'), *rows[2:]])
-damaged("a line that stands twice in a journal", "responses.jsonl, line 8 … there already … Remove one of the two lines", lambda rows: [*rows, rows[-1]])
-damaged("a journal without its first line", "responses.jsonl, line 1 is not the first line of a journal … move this file away", lambda rows: rows[1:])
+damaged("a number as text in a journal", "responses.jsonl, line 2 … Expected int, got str in index … Restore the line", lambda rows: [rows[0], rows[1].replace('"index":0', '"index":"0"'), *rows[2:]])
+damaged("a line that stands twice in a journal", "responses.jsonl, line 8 has response 1 to instruction d47f41e14b3c621c, which an earlier line has … Remove one of the two", lambda rows: [*rows, rows[-1]])
+damaged("a journal without its first line", "responses.jsonl, line 1 is not what a journal begins with … restore it", lambda rows: rows[1:])
 
 def other(given, says, make=journal, **how):
     "Something else stands where the journal is to go."
     @case(FOLDERS, given, says)
     def _(): make(); return lambda: generate(lm(), how.get("asked", asked()), out="responses.jsonl", **SHORT | {k: v for k, v in how.items() if k != "asked"})
 
-other("a journal in UTF-16", "responses.jsonl, line 1 is not the first line of a journal … move this file away", lambda: write("responses.jsonl", '{"format": 1}\n'.encode("utf-16")))
+other("a journal in UTF-16", "responses.jsonl, line 1 is not what a journal begins with … choose another path", lambda: write("responses.jsonl", '{"format": 1}\n'.encode("utf-16")))
 other("a journal of another run, with another temperature", "responses.jsonl was made with other settings (temperature: 0.8 there, 0.1 now) … use another run folder", temperature=.1)
-other("a journal of another run, with other instructions", "responses.jsonl was made with other settings (instructions: … use another run folder", asked=asked()[:2])
+other("a journal of another run, with other instructions", "responses.jsonl was made with other settings (other instructions: 3 there, 2 now) … use another run folder", asked=asked()[:2])
 other("a journal of rankings in place of responses", "responses.jsonl is a journal of Ranking records, not of Response … Choose another path", lambda: Oracle().rank(asked(), answers(), "responses.jsonl"))
-other("a file of one's own where the journal is to go", "responses.jsonl, line 1 is not the first line of a journal … Choose another path", lambda: write("responses.jsonl", "Do not lose this.\n"))
+other("a file of one's own where the journal is to go", "responses.jsonl, line 1 is not what a journal begins with … choose another path", lambda: write("responses.jsonl", "Do not lose this.\n"))
 other("a folder where the journal is to go", "responses.jsonl is a folder … Choose another path", lambda: Path("responses.jsonl").mkdir())
 
 def generated(given, says, folder, make=lambda: None, around=lambda do: do, **how):
@@ -833,7 +833,7 @@ generated("a folder on a disk that is full", "dpo_generate: drive/run … No spa
 generated("a folder in which another process works", "dpo_generate: run is in use … Wait until that one has ended, or give this one another folder", "run", around=partial(in_use, "run"))
 generated("a folder with spaces and characters of all kinds in its name", "4 responses to 2 instructions … Läufe mit 😀/responses.jsonl", "Läufe mit 😀", error=None, new="Läufe mit 😀/")
 
-@case(FOLDERS, "a file of questions that one may not read", "dpo_generate: questions.txt cannot be used (Permission denied) … Give yourself the right", error=SystemExit)
+@case(FOLDERS, "a file of questions that one may not read", "dpo_generate: questions.txt cannot be used (Permission denied) … You have not the right to read it", error=SystemExit)
 def _(): write("questions.txt", "Why?\n"); return locked("questions.txt", lambda: dpo_generate([*TINY, "--dataset", "questions.txt"]))
 
 class Interrupting(Page):
@@ -860,11 +860,11 @@ def edit(name, old, new): text = Path(name).read_text(); assert old in text; wri
 stage("dpo_rank before dpo_generate", "dpo_rank: run has no instructions.jsonl … Run dpo_generate with this --output_dir first", dpo_rank)
 stage("dpo_pairs before dpo_rank", "dpo_pairs: run has no rankings.jsonl … Run dpo_rank with this --output_dir first", dpo_pairs, stages)
 stage("`dpo_pairs --rule worst`", "--rule/--pairs: invalid choice: 'worst' … 'best_worst', 'best_rest', 'all' … --help", dpo_pairs, lambda: None, "--rule", "worst")
-stage("dpo_rank when dpo_generate was broken off", "dpo_rank: run/responses.jsonl is not complete … Start that stage again first", dpo_rank, lambda: (stages(), edit("run/responses.jsonl", '"complete": true', '"complete": false')))
+stage("dpo_rank when dpo_generate was broken off", "dpo_rank: run/responses.jsonl is not complete … Run that again first, with the same settings (dpo_generate", dpo_rank, lambda: (stages(), edit("run/responses.jsonl", '"complete": true', '"complete": false')))
 stage("a text that was edited in instructions.jsonl", "dpo_rank: run/instructions.jsonl, line 2 … does not belong to these messages … Restore the line", dpo_rank, lambda: (stages(), edit("run/instructions.jsonl", asked()[1].text, "Why?")))
 stage("the folder of a run of another recipe", "dpo_demo: run is the run of another recipe (beta: 0.1 there, 0.2 now) … use another folder", dpo_demo, lambda: Run("run", recipes["tiny"]), "--beta", ".2")
 stage("a recipe.json that is cut", "dpo_demo: run/recipe.json is damaged … use another run folder … dpo_generate and the other scripts go on", dpo_demo, lambda: (Run("run", recipes["tiny"]), cut("run/recipe.json")))
-stage("a folder of one's own with an adapter in it", "dpo_demo: run is no run folder … has adapter … Use another folder", dpo_demo, lambda: write("run/adapter/adapter_config.json", "{}"))
+stage("a folder of one's own with an adapter in it", "dpo_demo: run is no run folder … has 'adapter' … Use another folder", dpo_demo, lambda: write("run/adapter/adapter_config.json", "{}"))
 
 # Recipes and flags
 
@@ -875,7 +875,7 @@ def flags(given, says, script, *args):
     @case(RECIPES, given, says, error=SystemExit)
     def _(): return lambda: script([*args])
 
-flags("`dpo_demo --learning-rate 1e-4`: a flag that does not exist", "unrecognized arguments: --learning-rate … --help", dpo_demo, "--learning-rate", "1e-4")
+flags("`dpo_demo --learning-rate 1e-4`: a flag that does not exist", "unrecognized arguments: --learning-rate … Do you mean --learning_rate? … --help", dpo_demo, "--learning-rate", "1e-4")
 flags("`dpo_demo runs/mine`: a word without a flag", "unrecognized arguments: runs/mine … --help", dpo_demo, "runs/mine")
 flags("`dpo_demo --recipe mistral`: a recipe that does not exist", "--recipe: invalid choice: 'mistral' … mistral-7b-lima-pairrm", dpo_demo, "--recipe", "mistral")
 flags("`dpo_demo --seed`: no value", "--seed: expected one argument … --help", dpo_demo, "--seed")
@@ -889,12 +889,12 @@ flags("`dpo_demo --margin -1`", "margin must be 0 or more; found -1.0", dpo_demo
 flags("`dpo_demo --responses_per_instruction 1`", "responses_per_instruction must be at least 2 … a preference is between two", dpo_demo, "--responses_per_instruction", "1")
 flags("`dpo_demo --temperature 0`", "temperature must be above 0 … nothing to prefer", dpo_demo, "--temperature", "0")
 flags("`dpo_demo --threads 0`", "threads must be above 0; found 0", dpo_demo, "--threads", "0")
-flags("`dpo_demo --max_new_tokens 512`: as many as the model has positions", "max_new_tokens=512 leaves no room … 512 positions of tiny … Lower it", dpo_demo, "--max_new_tokens", "512")
+flags("`dpo_demo --max_new_tokens 512`: as many as the model has positions", "--max_new_tokens=512 leaves no room … tiny has room for 512 tokens … Lower it", dpo_demo, "--max_new_tokens", "512")
 flags("`dpo_demo --model no/model`, which is not there", "no/model cannot be loaded … Is it a folder here, or the exact name", dpo_demo, "--model", "no/model")
-flags("`dpo_demo --reference start` without an adapter", "reference='start' … there is none … Give adapter", dpo_demo, "--reference", "start")
+flags("`dpo_demo --reference start` without an adapter", "reference='start' … there is none … Give an adapter (in the scripts, --adapter)", dpo_demo, "--reference", "start")
 flags("`dpo_demo --dpo loss_type=ipo`: no JSON", "--dpo: expected a JSON object such as '{\"loss_type\": \"ipo\"}'; found 'loss_type=ipo'", dpo_demo, "--dpo", "loss_type=ipo")
 flags("`dpo_demo --dpo '{\"loss_typ\": \"ipo\"}'`: a mistyped field of TRL", "no field 'loss_typ' … The nearest: loss_type", dpo_demo, "--dpo", '{"loss_typ": "ipo"}')
-flags("`dpo_demo --dpo '{\"beta\": 0.2}'`: a setting of the recipe among TRL's fields", "beta is a setting of the recipe itself: give it there", dpo_demo, "--dpo", '{"beta": 0.2}')
+flags("`dpo_demo --dpo '{\"beta\": 0.2}'`: a setting of the recipe among TRL's fields", "beta is a setting of the recipe itself: give it there (in the scripts, as --beta)", dpo_demo, "--dpo", '{"beta": 0.2}')
 flags("`dpo_generate --dataset '{tiny: 1}'`: a mixture that is no JSON", "--dataset … expected a JSON object such as … found '{tiny: 1}'", dpo_generate, "--recipe", "tiny", "--dataset", "{tiny: 1}")
 flags("`dpo_train --dataset pairs.jsonl`, which is not there", "no file … pairs.jsonl … Pairs come as", dpo_train, "--recipe", "tiny", "--dataset", "pairs.jsonl")
 
@@ -909,7 +909,7 @@ recipe("a recipe with NaN for a number", "beta must be above 0; found nan", beta
 recipe("a recipe with a text for yes or no", "allow_cut of the recipe … bool … 'yes' … Correct it", allow_cut="yes")
 recipe("a recipe without a model", "names no model … Give a folder, a name on the hub, or 'tiny'", model="")
 
-@case(RECIPES, "a recipe with a field that does not exist", "unexpected keyword argument 'learning_rat'", error=TypeError)
+@case(RECIPES, "a recipe with a field that does not exist", "no setting 'learning_rat' … The nearest: learning_rate", error=TypeError)
 def _(): return lambda: replace(recipes["tiny"], learning_rat=1e-4)
 
 @case(RECIPES, "the name of a recipe in place of the recipe", "expected a `Recipe`; found 'tiny' … recipes['tiny']")
