@@ -693,7 +693,8 @@ def check_training(
     try: old = json.loads(file.read_text())["settings"]
     except (ValueError, KeyError, TypeError): raise ValueError(f"{file} is damaged. Use another folder; if there is an adapter in this one, it can still be used (`load_adapter`).") from None
     differ = differences(old, settings)
-    if differ: raise ValueError(f"{folder} holds another training ({differ}). Go on with the old settings, or use another folder (in the scripts: --output_dir NEW --dataset {folder}/pairs).")
+    there = f" (in the scripts: --output_dir NEW --dataset {folder}/pairs)" if (folder/"pairs").exists() else ""
+    if differ: raise ValueError(f"{folder} holds another training ({differ}). Go on with the old settings, or use another folder{there}.")
     return (folder/"adapter").exists()
 
 # %% ../nbs/11_dpo.ipynb #560ba1ec

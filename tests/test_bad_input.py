@@ -666,7 +666,7 @@ def again(given, says, change=lambda: None, rows=(pair(),), **settings):
     def _(): copy(trained(), "run"); change(); return lambda: train_dpo(lm(), list(rows), "run", **(dict(lora_r=2) | settings))
 
 again("the folder of a training with other settings", "run holds another training (beta: 0.1 there, 0.5 now) … use another folder", beta=.5)
-again("the folder of a training on other pairs", "run holds another training (other pairs: 1 there, 1 now) … use another folder … --dataset run/pairs", rows=(pair("What is 3 + 2?"),))
+again("the folder of a training on other pairs", "run holds another training (other pairs: 1 there, 1 now) … use another folder", rows=(pair("What is 3 + 2?"),))
 again("a training.json that is cut", "run/training.json is damaged … Use another folder", lambda: cut("run/training.json"))
 again("a training.jsonl that is gone", "run has a finished training … training.jsonl is missing … use another folder", lambda: Path("run/training.jsonl").unlink())
 again("a training.jsonl that is cut", "run has a finished training … training.jsonl is damaged … use another folder", lambda: write("run/training.jsonl", '{"loss": '))
