@@ -359,13 +359,13 @@ def read_source(
 )->list[Row]: # In the order of the source, with those that are repeated, ask nothing or cannot be read
     "Everything that a source holds."
     name, rows = places(source)
-    shown, found = "the list" if name == "list" else str(source), []
+    where, found = "the list" if name == "list" else str(source), []
     for place, row in tqdm(rows, desc=f"reading {name}", unit="row", delay=2, leave=False):
         try: found.append(Row(name, place, from_row(row, name)))
         except ValueError as e: found.append(Row(name, place, None, str(e)))
     odd = [r for r in found if r.problem]
     if odd and not any(r.instruction for r in found):
-        raise ValueError(f"{shown}, {odd[0].place}: {odd[0].problem}. No row of it can be used ({len(odd):,} of {len(found):,} cannot be read). {RENAME + HEAD * str(source).endswith('.csv') if 'no question' in odd[0].problem else 'Correct these rows, or remove them.'}")
+        raise ValueError(f"{where}, {odd[0].place}: {odd[0].problem}. No row of it can be used ({len(odd):,} of {len(found):,} cannot be read). {RENAME + HEAD * str(source).endswith('.csv') if 'no question' in odd[0].problem else 'Correct these rows, or remove them.'}")
     return found
 
 # %% ../nbs/02_instructions.ipynb #cc87d801

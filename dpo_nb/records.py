@@ -186,7 +186,7 @@ def from_json(
     "Read a record back, or say exactly what is wrong with it."
     try: return msgspec.json.decode(line, type=record)
     except (msgspec.MsgspecError, UnicodeError) as e:
-        why = str(e).replace("`", "").replace(" - at $.", " in ").rstrip(".") + " (NaN is no JSON: write null)" * ("NaN" in str(line))
+        why = str(e).replace("`", "").replace(" - at $.", " in ").rstrip(".") + " (NaN is no JSON: write null)" * (record is Ranking and "NaN" in str(line))
         raise ValueError(f"{where or 'this line'} is no {record.__name__}: {why}. {WAYS_BACK[record.__name__]}") from None
 
 # %% ../nbs/00_records.ipynb #43018d41
@@ -256,7 +256,7 @@ def _write(self:Journal, complete=False):
 def _check(self:Journal, head:bytes):
     try: form, kind, old, self.complete = (json.loads(head)[k] for k in ("format", "journal", "settings", "complete"))
     except (ValueError, TypeError, KeyError, RecursionError): form = None
-    if form != 1 or not isinstance(old, dict) or not head.endswith(b"\n"): raise ValueError(f"{self.path}, line 1 is not what a journal begins with, {{\"journal\": …}}. If its first line was lost, restore it, and nothing else is. If the file is something else, choose another path.")
+    if form != 1 or not isinstance(old, dict) or not head.endswith(b"\n"): raise ValueError(f"{self.path}, line 1 is not what a journal begins with, {{\"journal\": …}}. If its first line was lost, restore that line: the others are good. If the file is something else, choose another path.")
     if kind != self.record.__name__: raise ValueError(f"{self.path} is a journal of {kind} records, not of {self.record.__name__}. Choose another path.")
     if self.settings is None: self.settings = old
     differ = differences(old, self.settings)
