@@ -59,13 +59,14 @@ def recipe_flags(
     "`--seed 1`, `--num_instructions 20`, …"
     from fastcore.docments import docments
     from dpo_nb.preferences import RULES
+    choices = dict(pairs=[*RULES], reference=["base", "start"])
     types, help = {f.name: f.type for f in fields(Recipe)}, docments(Recipe)
     for name in names:
         kind, optional = getattr(types[name], "__args__", [types[name]])[0], type(None) in getattr(types[name], "__args__", [])
         now = getattr(recipe, name)
         shown = "none" if now in (None, "") else json.dumps(now) if isinstance(now, (dict, list)) else now
         how = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(
-            choices=RULES if name == "pairs" else None, metavar="RULE" if name == "pairs" else {dict: "JSON", str: "TEXT", int: "N", float: "X"}[kind], type=json_object if kind is dict else source if "instructions" in name and kind is str else or_none(kind) if optional else kind)
+            choices=choices.get(name), metavar={dict: "JSON", str: "TEXT", int: "N", float: "X"}[kind], type=json_object if kind is dict else source if "instructions" in name and kind is str else or_none(kind) if optional else kind)
         flags = [f"--{n}" for n in ((also or {}).get(name), name) if n]
         parser.add_argument(*flags, dest=name, default=None, help=f"{help[name].replace('`', '')} [{shown}]".replace("%", "%%"), **how)
 
@@ -165,12 +166,11 @@ OTHER = dict(near="near_duplicates", max_tokens="max_prompt_tokens") # Parameter
 def as_flags(
     text:str, # Of an error
 )->str: # The same for a shell
-    "Names of settings, as the flags that set them."
-    names = {f.name: f.name for f in fields(Recipe)} | OTHER
-    clear, inside = "|".join(n for n in names if "_" in n), r"""['"/.`\w-]""" # Other names are words as well; a name inside a path or a flag stays
-    forms = rf"`({clear}|near)`", r"(?<=\()(near)(?=\))", rf"(?<!{inside})({clear})(?!{inside})", rf"(?<!{inside})({'|'.join(names)})(?==| must be )"
-    text = re.sub("|".join(forms), lambda m: f"--{names[m[m.lastindex]]}", text)
-    return re.sub(r"\bNone\b", NONE, text)
+    "Names of settings, as the flags that set them; what is quoted stays."
+    names = {f.name: f.name for f in fields(Recipe)}
+    clear, edge = "|".join(n for n in names if "_" in n), r"[/\\.`\w-]" # Other names are words as well; a name inside a path or a flag stays
+    forms = r"""('[^']*'|"[^"]*")""", rf"`({clear}|{'|'.join(OTHER)})`", r"(?<=\()(near)(?=\))", rf"(?<!{edge})({clear})(?!{edge})", rf"(?<!{edge})({'|'.join(names)})(?==| must be )"
+    return re.sub("|".join(forms), lambda m: m[0] if m[1] else f"--{(names | OTHER)[m[m.lastindex]]}", text)
 
 # %% ../nbs/17_cli.ipynb #53cb594b
 WAY_ON = {
@@ -187,7 +187,7 @@ def user_error(
     "What a person can do about an error."
     if isinstance(e, OSError) and e.filename:
         way_on = next((way for numbers, way in WAY_ON.items() if e.errno in numbers), "Choose another place, or make room there.")
-        return f"{shown(str(e.filename), 200)[1:-1]} cannot be used ({e.strerror}). {way_on}"
+        return f"{printable(str(e.filename), 200)} cannot be used ({e.strerror}). {way_on}"
     if isinstance(e, RuntimeError): return "the GPU is out of memory. Lower --batch_size, --generation_batch or --max_prompt_tokens, or give --quantization nf4. What is done so far is kept."
     return as_flags(" ".join(str(e).split()))
 
@@ -216,11 +216,11 @@ def one_line(
 
 # %% ../nbs/17_cli.ipynb #66259797
 class Flags(argparse.ArgumentParser):
-    "A parser whose errors say where all flags are listed."
+    "A parser whose errors name the nearest flag, and say where all are listed."
     def error(self, message):
-        flag = re.search(r"unrecognized arguments: (--\w[\w-]*)", message)
-        near = flag and difflib.get_close_matches(flag[1], self._option_string_actions, n=1)
-        super().error(f"{message}. {f'Do you mean {near[0]}? ' if near else ''}All flags: {self.prog} --help")
+        flag = re.search(r"unrecognized arguments: .*?--(\w[\w-]*)", message)
+        near = flag and difflib.get_close_matches(flag[1].replace("-", "_"), [f.removeprefix("--") for f in self._option_string_actions], n=1, cutoff=.75)
+        super().error(f"{message}. {f'Do you mean --{near[0]}? ' if near else ''}All flags: {self.prog} --help")
 
 def parse(
     script:str, # Its name
@@ -269,7 +269,7 @@ def dpo_generate(
             with warnings.catch_warnings(record=True) as said: warnings.simplefilter("always"); responses = generation_stage(r, folder, lm, train)
         for note in said: print(f"Note: {note.message}")
         cut = sum(not a.finished for a in responses)
-        print(f"{len(responses)} responses to {len(train)} instructions, {cut} of them cut at {r.max_new_tokens} tokens: {folder/'responses.jsonl'}")
+        print(f"{plural(len(responses), 'response')} to {plural(len(train), 'instruction')}, {cut} of them cut at {r.max_new_tokens} tokens: {folder/'responses.jsonl'}")
         if len(train.dropped): print(f"{train.summary}: {folder/'passed_over.csv'}")
 
 # %% ../nbs/17_cli.ipynb #6fbf16fc
@@ -298,7 +298,7 @@ def dpo_rank(
         with stages_before(folder, "responses") as (train, responses):
             check_judge(r.judge, train)
             rankings = ranking_stage(r, folder, train, responses)
-        print(f"{len(rankings)} rankings by {rankings[0].judge} of {len(responses)} responses: {folder/'rankings.jsonl'}")
+        print(f"{plural(len(rankings), 'ranking')} by {rankings[0].judge} of {plural(len(responses), 'response')}: {folder/'rankings.jsonl'}")
 
 # %% ../nbs/17_cli.ipynb #3addaaba
 def dpo_pairs(
@@ -312,7 +312,7 @@ def dpo_pairs(
         from dpo_nb.recipes import pair_stage
         folder = Path(given.output_dir)
         with stages_before(folder, "responses", "rankings") as made: pairs = pair_stage(r, folder, *made)
-        print(f"{pairs.funnel.to_string()}\n\n{len(pairs.dataset)} pairs: {folder/'pairs'}")
+        print(f"{pairs.funnel.to_string()}\n\n{plural(len(pairs.dataset), 'pair')}: {folder/'pairs'}")
 
 # %% ../nbs/17_cli.ipynb #e167a5ff
 def dpo_train(
@@ -334,7 +334,7 @@ def dpo_train(
             seen = [] if given.dataset or not drawn.exists() else read_records(drawn, Instruction)
             training = training_stage(r, folder, load_model(r)[1], dataset, seen)
         show_training(training)
-        print(f"\n{training.pairs} pairs; {training.modules} layers got an adapter of {training.trainable:,} parameters: {folder/'adapter'}\nCurves: {folder/'curves.png'}")
+        print(f"\n{plural(training.pairs, 'pair')}; {plural(training.modules, 'layer')} got an adapter of {training.trainable:,} parameters: {folder/'adapter'}\nCurves: {folder/'curves.png'}")
 
 # %% ../nbs/17_cli.ipynb #ea7249f0
 def named_adapter(

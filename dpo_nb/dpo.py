@@ -11,7 +11,7 @@ __all__ = ['FIXED', 'ADAPTER', 'COMMIT', 'WHOLE', 'dpo_loss', 'token_logps', 'co
            'read_adapter', 'check_adapter', 'Tuned', 'load_adapter', 'check_shape', 'load_start', 'hold_to_start',
            'Training', 'read_training', 'pairs_digest', 'check_training', 'keep_settings', 'run_training',
            'check_numbers', 'check_reference', 'check_start', 'past', 'train_dpo', 'base_identity', 'is_merged',
-           'merge_adapter', 'response_logps', 'merge_report']
+           'merge_adapter', 'merge_report']
 
 # %% ../nbs/11_dpo.ipynb #f3e4fed6
 import copy, difflib, errno, json, math, os, re, shutil, sys, time, warnings
@@ -31,6 +31,7 @@ from .records import *
 from .tiny import tiny_path
 from .instructions import clean_messages, hub_token, no_answer, one_answer, traces
 from .models import LM, identity, load_lm, why_not
+from .prefix import row_logps
 from .generate import generate
 
 # %% ../nbs/11_dpo.ipynb #38c6fcda
@@ -196,7 +197,7 @@ def check_fields(
         near = difflib.get_close_matches(k, sorted(known), cutoff=.4)
         if k not in known: raise ValueError(f"DPOConfig has no field {k!r}. The nearest: {', '.join(near) or 'none'}.")
         if k == "max_length": raise ValueError("give max_length itself, and not among TRL's fields: pairs that are longer are left out, and never cut.")
-        if k in FIXED: raise ValueError(f"{k} cannot be given: " + (f"`train_dpo` has it as `{FIXED[k]}`." if FIXED[k] else "the restart of a training depends on it."))
+        if k in FIXED: raise ValueError(f"{k} cannot be given: " + (f"it is set by `{FIXED[k]}`." if FIXED[k] else "the restart of a training depends on it."))
     losses = re.findall(r"`'(\w+)'`", known["loss_type"].metadata["help"]) # Where TRL lists them
     given = dpo.get("loss_type", [])
     unknown = {given} - {*losses} if isinstance(given, str) else {*given} - {*losses}
@@ -451,7 +452,7 @@ def save_adapter(
     config = json.loads((half/"adapter_config.json").read_text())
     config |= dict(target_modules=sorted(config["target_modules"]), base_model_name_or_path=lm.name)
     write_whole(half/"adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-    base = {k: lm.settings.get(k) for k in ("model", "weights", "quantization")}
+    base = {k: lm.settings.get(k) for k in ("model", "weights", "files", "quantization")}
     write_whole(half/"base.json", json.dumps(dict(base, instructions=instructions), sort_keys=True) + "\n")
     os.replace(half, folder)
 
@@ -505,7 +506,7 @@ def read_base(
     if not file: return {}
     try: base = dict(json.loads(file.read_text()))
     except (ValueError, TypeError): base = {}
-    if not {"model", "weights"} <= base.keys(): raise ValueError(f"{file} is damaged. Copy or fetch it again. To use the adapter without it, rename the file: then the adapter cannot be trained further, and a comparison may ask what it was trained on.")
+    if not {"model", "weights"} <= base.keys(): raise ValueError(f"{file} is damaged. Copy or fetch it again. To use the adapter without it, rename the file: then the adapter cannot be trained further, and a comparison cannot tell which instructions it was trained on.")
     return base
 
 # %% ../nbs/11_dpo.ipynb #6a90e741
@@ -553,6 +554,7 @@ def check_adapter(
     if base and base["weights"] != lm.settings["weights"]:
         if base["model"] == lm.name and re.fullmatch(COMMIT, base["weights"]): load = f"The hub has another state of it by now: load that one, revision='{base['weights']}' (in the scripts: --revision)."
         raise ValueError(f"{folder} was trained on {base['model']} (weights {base['weights']}); {lm.name} has the weights {lm.settings['weights']}. {load}")
+    if base and base.get("files") != lm.settings.get("files"): warnings.warn(f"{folder} was trained with another config.json, tokenizer or chat template than {lm.name} has now. It is loaded, but may read its prompts in another way than it learned to.")
     layers = linear_layers(lm.model)
     sizes = lambda m: (m.nx, m.nf) if type(m).__name__ == "Conv1D" else (m.in_features, m.out_features)
     for key, shape in shapes.items():
@@ -860,16 +862,6 @@ def merge_adapter(
     return out
 
 # %% ../nbs/11_dpo.ipynb #222a89b4
-@torch.no_grad()
-def response_logps(
-    lm:LM, # A model
-    encoded, # Prompt and completion, from `LM.encode`
-)->torch.Tensor: # (completion tokens,)
-    "Log-probability of each token of a response."
-    ids = torch.tensor([encoded.prompt + encoded.completion], device=lm.device)
-    mask = torch.tensor([[0] * len(encoded.prompt) + [1] * len(encoded.completion)], device=lm.device)
-    return token_logps(lm.model(input_ids=ids).logits, ids, mask)[0, len(encoded.prompt) - 1:].cpu()
-
 def merge_report(
     tuned:LM, # The model with its adapter, from `load_adapter`
     merged:LM, # The same, merged
@@ -880,8 +872,8 @@ def merge_report(
     import pandas as pd
     answers = [generate(m, instructions, n=1, temperature=0., max_new_tokens=max_new_tokens) for m in (tuned, merged)]
     rows = []
-    for i, a, b in zip(instructions, *answers):
-        encoded = tuned.encode(i.messages, a.text, a.finished)
-        gap = (response_logps(tuned, encoded) - response_logps(merged, encoded)).abs().tolist()
-        rows.append(dict(instruction=i.text, tuned=a.text, merged=b.text, same=a.text == b.text, difference=max(gap, default=0.)))
+    encoded = [tuned.encode(i.messages, a.text, a.finished) for i, a in zip(instructions, answers[0])]
+    before, after = [row_logps(m.model, [e.prompt + e.completion for e in encoded], [len(e.prompt) for e in encoded]) for m in (tuned, merged)]
+    for i, a, b, x, y in zip(instructions, *answers, before, after):
+        rows.append(dict(instruction=i.text, tuned=a.text, merged=b.text, same=a.text == b.text, difference=max((x - y).abs().tolist(), default=0.)))
     return pd.DataFrame(rows)

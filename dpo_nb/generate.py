@@ -282,7 +282,7 @@ def prompt_of(
 )->list[int]: # Token ids
     "The prompt of one instruction as tokens, or why its template refuses it."
     try: return lm.encode(i.messages).prompt
-    except ValueError as e: raise ValueError(f"instruction {i.id} ({i.text[:60]!r}): {e}") from None
+    except ValueError as e: raise ValueError(f"instruction {i.id} ({shown(i.text)}): {e} Correct or remove this instruction.") from None
 
 def prompt_ids(
     lm:LM, # Its tokenizer, template and context
@@ -297,7 +297,7 @@ def prompt_ids(
     long = [(i, len(p)) for i, p in zip(instructions, prompts) if len(p) > room]
     if long:
         i, size = long[0]
-        raise ValueError(f"the prompt of instruction {i.id} ({i.text[:60]!r}) has {size:,} tokens, but {lm.name} has room for {lm.context:,} in all, "
+        raise ValueError(f"the prompt of instruction {i.id} ({shown(i.text)}) has {size:,} tokens, but {lm.name} has room for {lm.context:,} in all, "
             f"of which max_new_tokens={max_new_tokens} leaves {room:,} (too long: {len(long)} of {plural(len(prompts), 'instruction')}). Shorten or remove it, or lower max_new_tokens.")
     return prompts
 
@@ -372,7 +372,7 @@ def withheld_message(
     "What was withheld, as a sentence."
     last = [*withheld.values()][-1]
     text = next(i.text for i in instructions if i.id == last.instruction_id)
-    return f"The server withholds {len(withheld)} responses, the latest to instruction {last.instruction_id} ({text[:60]!r}): {last.reason}."
+    return f"The server withholds {plural(len(withheld), 'response')}, the latest to instruction {last.instruction_id} ({text[:60]!r}): {last.reason}."
 
 def too_many(
     withheld:int, # Responses

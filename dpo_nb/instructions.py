@@ -7,9 +7,9 @@ __all__ = ['TALKS', 'ASKS', 'MORE', 'SYSTEM', 'ANSWERS', 'COLUMNS', 'ROLES', 'FO
            'SENTENCE', 'check_text', 'named', 'read_turn', 'clean_messages', 'one_answer', 'read_turns', 'from_row',
            'check_kind', 'read_text', 'read_lines', 'read_as_json', 'read_jsonl', 'read_json', 'separator', 'read_csv',
            'understood', 'read_parquet', 'read_file', 'give_up', 'limit_waiting', 'hub_token', 'no_answer', 'lima_file',
-           'load_split', 'open_dataset', 'read_dataset', 'Row', 'places', 'read_source', 'words', 'shingle_hashes',
-           'jaccard', 'traces', 'Sketch', 'Alike', 'Sieve', 'short', 'Drawn', 'counted', 'too_few', 'draw', 'shares',
-           'choose', 'load_instructions', 'unseen']
+           'load_split', 'has_data', 'open_dataset', 'read_dataset', 'Row', 'places', 'read_source', 'words',
+           'shingle_hashes', 'jaccard', 'traces', 'Sketch', 'Alike', 'Sieve', 'short', 'Drawn', 'counted', 'too_few',
+           'draw', 'shares', 'choose', 'load_instructions', 'unseen']
 
 # %% ../nbs/02_instructions.ipynb #762e048a
 import csv, hashlib, io, json, math, random, re, unicodedata
@@ -160,7 +160,9 @@ def read_as_json(
     except RecursionError: raise ValueError(f"{path}, line {begins} is nested too deeply. Correct it, or remove it.") from None
     except ValueError as e:
         line, character, at = begins + getattr(e, "lineno", 1) - 1, getattr(e, "colno", 1), getattr(e, "pos", 0)
-        if text[at:at + 1] in ("]", "}") and text[:at].rstrip().endswith(","): raise ValueError(f"{path}, line {line}: there is a comma before {text[at]!r}. Remove that comma.") from None
+        comma = len(text[:at + 1].rstrip("]} \t\r\n")) - 1 # Python 3.13 points at it, earlier ones at the bracket
+        if text[comma:comma + 1] == "," and text[comma + 1:].lstrip()[:1] in ("]", "}"):
+            raise ValueError(f"{path}, line {begins + text.count(chr(10), 0, comma)}: the comma before the last {text[comma + 1:].lstrip()[0]!r} is one too many. Remove it.") from None
         raise ValueError(f"{path}, line {line} is not JSON: {getattr(e, 'msg', str(e)).removesuffix(' at')}, at character {character} ({text.split(chr(10))[line - begins][max(0, character - 16):character + 15].strip()!r}). Correct it, or remove it.{hint}") from None
 
 def read_jsonl(
@@ -305,6 +307,12 @@ def load_split(
     return saved[split or "train"]
 
 # %% ../nbs/02_instructions.ipynb #b86a80bb
+def has_data(
+    folder:Path, # Any
+)->bool: # Whether a file in it may be a data set
+    "Whether a folder has something to read."
+    return any({s.lower() for s in p.suffixes} & {*READERS, ".arrow"} for p in folder.rglob("*"))
+
 def open_dataset(
     source:str, # A folder, `owner/name` or `owner/name/config`, with `:split` if it is not "train"
 ): # `datasets.Dataset`
@@ -312,7 +320,7 @@ def open_dataset(
     name, split = (source, "") if Path(source).is_dir() else re.fullmatch(r"(.+?)(?::([^/\\]+))?", source, re.S).groups("")
     if not Path(name).is_dir() and (Path(name).suffix.lower() in READERS or not re.fullmatch(r"[\w.-]+(/[\w.-]+){1,2}", name)):
         raise ValueError(f"there is no file {source!r}. Check its name and folder. Besides a file ({', '.join(READERS)}), a source may be a folder, a data set as 'owner/name:split', or a list of texts, ['Why?', …].")
-    if Path(name).is_dir() and not any({s.lower() for s in p.suffixes} & {*READERS, ".arrow"} for p in Path(name).rglob("*")):
+    if Path(name).is_dir() and not has_data(Path(name)):
         raise ValueError(f"{name} is a folder without data: no file in it ends in {', '.join(READERS)}, and `save_to_disk` did not write it. Give the file itself, or another folder.")
     from datasets.exceptions import DatasetsError
     try: return load_split(name, split)
@@ -365,7 +373,7 @@ def read_source(
         except ValueError as e: found.append(Row(name, place, None, str(e)))
     odd = [r for r in found if r.problem]
     if odd and not any(r.instruction for r in found):
-        raise ValueError(f"{where}, {odd[0].place}: {odd[0].problem}. No row of it can be used ({len(odd):,} of {len(found):,} cannot be read). {RENAME + HEAD * str(source).endswith('.csv') if 'no question' in odd[0].problem else 'Correct these rows, or remove them.'}")
+        raise ValueError(f"{where}, {odd[0].place}: {odd[0].problem}. No row of it can be used ({len(odd):,} of {len(found):,} cannot be read). {RENAME + HEAD * str(source).lower().endswith('.csv') if 'no question' in odd[0].problem else 'Correct these rows, or remove them.'}")
     return found
 
 # %% ../nbs/02_instructions.ipynb #cc87d801

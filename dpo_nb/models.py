@@ -489,7 +489,6 @@ def run_apart(
     try:
         while not over.wait(.1): pass
     except BaseException:
-        warnings.filterwarnings("ignore", "coroutine .*try_connect.* never awaited") # Connections that nobody waits for any more
         if not loop.is_closed(): loop.call_soon_threadsafe(cancel)
         over.wait(); raise
     if failed: raise failed[0]

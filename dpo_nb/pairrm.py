@@ -254,7 +254,7 @@ def read_config(
 
 # %% ../nbs/07_pairrm.ipynb #81fae54d
 NO_PICKLE = "It has a pickle (.bin), which is not opened because it can run any program. Where you trust it, convert it: " \
-    "`safetensors.torch.save_file(torch.load('pytorch_model.bin', weights_only=True), 'model.safetensors')`."
+    "`import torch, safetensors.torch; safetensors.torch.save_file(torch.load('pytorch_model.bin', weights_only=True), 'model.safetensors')`, in its folder."
 
 def checkpoint_folder(
     name_or_path:str|Path, # A folder, a name on the hub, or "tiny" for the ranker that comes with this package
@@ -479,6 +479,16 @@ def conversation(
     last = len(said) + 1
     return f"{system}{FINISH}" + "\n".join([*asked, f"Assistant: <Response {last}>"]), "".join(said) + f"<Response {last}>: "
 
+# %% ../nbs/07_pairrm.ipynb #f5fac859
+@patch
+def as_begun(self:PairRM,
+    out:str|Path|None, # A journal, or nothing
+)->PairRM: # With the same network
+    "This judge, with the batches that a journal was begun with."
+    kept = journal_settings(out) if out else {}
+    budget = {k: kept[k] for k in ("max_tokens", "group") if isinstance(kept.get(k), int)}
+    return PairRM(self.model, self.tokenizer, self.settings, **budget) if budget else self
+
 # %% ../nbs/07_pairrm.ipynb #0c23e565
 @patch
 def rank(self:PairRM,
@@ -487,7 +497,8 @@ def rank(self:PairRM,
     out:str|Path|None=None, # Journal to keep and continue
 )->list[Ranking]: # One an instruction that has responses; higher score = better
     "Rank the responses of each instruction."
+    judge = self.as_begun(out)
     def score(groups):
-        shown = [(conversation(instruction), texts) for instruction, texts in groups]
-        return self.judge_each([(source, [lead + t for t in texts]) for (source, lead), texts in shown])
-    return rank_each(score, self.name, instructions, responses, out, self.settings, self.group)
+        said = [(conversation(instruction), texts) for instruction, texts in groups]
+        return judge.judge_each([(source, [lead + t for t in texts]) for (source, lead), texts in said])
+    return rank_each(score, self.name, instructions, responses, out, judge.settings, judge.group)

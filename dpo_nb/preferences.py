@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 
 from .records import *
-from .instructions import clean_messages, one_answer, open_dataset, read_file
+from .instructions import clean_messages, has_data, one_answer, open_dataset, read_file
 
 # %% ../nbs/10_preferences.ipynb #bd31bcbd
 def all_pairs(
@@ -343,6 +343,7 @@ def load_preferences(
     if (path/"settings.json").is_file() or (path/"pairs.parquet").is_file(): return load_pairs(path).dataset
     if path.is_file(): return [as_messages(row, f"{source}, {place}") for place, row in pair_rows(path)]
     if not path.is_dir() and not name.is_dir() and (path.suffix in (".jsonl", ".json", ".csv", ".parquet") or "/" not in str(source)): raise ValueError(f"there is no file or folder {source}. {ways}")
+    if path.is_dir() and not has_data(path): raise ValueError(f"{source} is a folder without pairs. {ways}")
     try: table = open_dataset(str(source))
-    except ValueError as e: raise ValueError(f"{source} is a folder without pairs. {ways}" if path.is_dir() and "without data" in str(e) else f"{e} {ways}") from None
+    except ValueError as e: raise ValueError(f"{e} {ways}") from None
     return [as_messages(row, f"{source}, row {n}") for n, row in enumerate(table, 1)]

@@ -126,7 +126,9 @@ def set_threads(
 ):
     "As many torch threads as the recipe says."
     import torch
-    if r.threads: torch.set_num_threads(r.threads)
+    if r.threads is not None:
+        if r.threads < 1: raise ValueError(f"threads must be above 0; found {r.threads}")
+        torch.set_num_threads(r.threads)
 
 # %% ../nbs/16_recipes.ipynb #a5e38d04
 def load_model(
@@ -208,7 +210,7 @@ def evaluate_adapters(
     folder:str|Path, # Keeps the answers and rankings
 )->list[Comparison]: # One for each adapter
     "The base model against each of some adapters."
-    check_recipe(r)
+    r = as_kept(r); check_recipe(r)
     base, _ = load_model(r)
     lms = {"base": base} | {name: load_adapter(base, path, name) for name, path in adapters.items()}
     seen = {i: hashes for path in adapters.values() for i, hashes in trained_on(path).items()}

@@ -30,7 +30,7 @@ def starve(script, disk, unbroken, left):
     fill(disk, left)
     code, said = call(script, *flags(script, run))
     assert code == 2 and said.count("\n") == 1 and said.startswith(f"{script}: {run}"), said
-    assert "cannot be used (" in said and "ake room there" in said, said
+    assert "cannot be used (" in said and "No space left on device" in said and "Make room there; the same command then goes on where it was." in said, said
     there = kept(run)
     assert {name: there[name] for name in old} == old
     (disk/"ballast").unlink()

@@ -80,7 +80,7 @@ def test_a_row_of_another_form_is_passed_over_and_listed(ask):
 
 def test_a_data_set_without_a_row_that_can_be_read_is_an_error(ask):
     said, error = ask("someone/tools:test", None, GOOD)
-    assert not said and error.startswith("ValueError: someone/tools:test, row 1: unknown role 'bard' in `messages`") and "list of texts" in error
+    assert not said and error.startswith("ValueError: someone/tools:test, row 1: unknown role 'bard' in `messages`") and "Correct these rows, or remove them" in error
 
 @pytest.mark.parametrize("source, why", [("someone/chats", "available configs: ['short', 'long']"), ("someone/chats/short:dev", "Should be one of ['train', 'test']"),
                                          ("someone/nothing", "no file or folder of that name here")])

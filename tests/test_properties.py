@@ -12,6 +12,7 @@ from dpo_nb.generate import pick
 from dpo_nb.models import load_lm
 from dpo_nb.pairrm import pair_scores
 from dpo_nb.preferences import RULES, load_pairs, make_pairs, pairs_of, save_pairs
+from dpo_nb.prefix import grow, pack, visible
 from dpo_nb.records import *
 from test_templates import added, lm_for
 
@@ -107,7 +108,7 @@ def test_a_row_is_written_once_and_a_refused_append_leaves_no_trace(rows, data):
         before, again = j.path.read_bytes(), data.draw(st.sampled_from(rows))
         new = replace(again, index=again.index + 10)
         for bad in ([again], [new, again], [new, new], [new, replace(new, index=-1, text=data.draw(halves))]):
-            with pytest.raises(ValueError, match="already has a row|surrogate"): j.append(bad)
+            with pytest.raises(ValueError, match="already has response|surrogate"): j.append(bad)
             assert j.path.read_bytes() == before and len(j.rows) == len(rows)
         j.append([new])
         assert Journal(j.path, Response).rows == {r.key: r for r in [*rows, new]}
@@ -237,7 +238,7 @@ def test_a_dataset_does_not_depend_on_order_or_on_parts(groups, rule, margin, al
     instructions, responses, rankings = dataset(groups)
     how = dict(rule=rule, margin=margin, allow_cut=allow_cut)
     try: pairs = make_pairs(instructions, responses, rankings, **how)
-    except ValueError as e: assert f"no pairs. What became of the {len(responses)} responses" in str(e); return
+    except ValueError as e: assert f"no pairs. What became of {plural(len(responses), 'response')}:" in str(e); return
     assert pairs.funnel.responses.sum() == len(pairs.fates) == len(responses)
     assert list(zip(pairs.fates.instruction_id, pairs.fates["index"])) == [r.key for r in responses]
     assert (pairs.fates.score.notna() == [s is not None for (answers, judged) in groups for s in [s if judged else None for _, s, _ in answers]]).all()
@@ -336,3 +337,26 @@ def test_pairrm_scores_weigh_both_orders(rows, rng):
     assert torch.equal(pair_scores(logits.T.contiguous()), -scores) and abs(scores.sum().item()) < 1e-3
     order = rng.sample(range(n), n)
     torch.testing.assert_close(pair_scores(logits[order][:, order]), scores[order], atol=1e-4, rtol=1e-5)
+
+# Shared prefixes
+
+tokens = st.lists(st.integers(0, 2), min_size=1, max_size=8)
+starting = st.lists(st.tuples(tokens, st.integers(0, 8)), min_size=1, max_size=6)
+
+@given(starting)
+def test_a_tree_has_each_row_with_its_ancestors_and_its_labels(drawn):
+    rows, starts = [r for r, _ in drawn], [min(s, len(r)) for r, s in drawn]
+    tree = grow(rows, starts)
+    sees = visible(torch.tensor(tree.end)).tolist()
+    for row, start, places in zip(rows, starts, tree.places):
+        assert [tree.ids[n] for n in places] == row and [tree.depth[n] for n in places] == [*range(len(row))]
+        assert all(tree.label[places[k - 1]] == row[k] for k in range(max(start, 1), len(row)))
+        for k, n in enumerate(places): assert [j for j, seen in enumerate(sees[n]) if seen] == places[:k + 1]
+    assert len(tree.ids) <= sum(map(len, rows))
+
+@given(starting, st.integers(1, 30))
+def test_bins_hold_each_row_once_and_keep_their_limit(drawn, limit):
+    rows = [r for r, _ in drawn]
+    bins = pack(rows, limit)
+    assert sorted(r for b in bins for r in b) == [*range(len(rows))]
+    assert all(len(grow([rows[r] for r in b], [start] * len(b)).ids) <= limit for start in (0, 9) for b in bins if len(b) > 1) # All is scored, or nothing
