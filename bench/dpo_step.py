@@ -1,0 +1,123 @@
+"""How long a step of DPO takes on shared prefixes and in TRL's trainer as it is, on the same batches.
+
+A random Llama (4 layers, hidden 384, 8,000 tokens, LoRA on every linear layer, float32), prompts and responses with lengths as LIMA's prompts and
+their responses have them (medians of 90 and 180 tokens, lognormal). A step is what TRL's `DPOTrainer` computes of a batch: the log-probabilities of
+the policy and of the reference, the loss, and the gradients, in CPU seconds of this process:
+
+  one pair      four prompts a batch, each with one pair
+  all pairs     one prompt a batch, with all ten pairs of five responses
+  funnel        four prompts a batch, each with the pairs of its best response against some of the others, as ties and cut responses leave them
+  system        one pair a prompt, behind a system text of 300 tokens that all prompts share
+
+`floor` is the share of our time that a bare model needs for the same number of distinct tokens, in full rows without padding: forward, backward, and
+the forward of the reference. Losses and gradients are compared with TRL's.
+
+    python bench/dpo_step.py [--quick] [--seed 0]
+"""
+import argparse, json, logging, math, os, random, time, warnings
+
+os.environ |= dict(HF_HUB_OFFLINE="1", TQDM_DISABLE="1") # Nothing is fetched, and only the table is printed
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+
+from dpo_nb.dpo import dpo_config, lora_config, make_trainer, Health
+from dpo_nb.models import LM, load_lm
+from dpo_nb.prefix import grow, pack, share_prefixes
+
+torch.set_num_threads(1)
+logging.disable(); warnings.simplefilter("ignore")
+
+VOCABULARY, LONGEST = 8000, 700
+
+class Draw:
+    "Random texts of realistic lengths, as token ids."
+    def __init__(self, seed): self.rng = random.Random(seed)
+    def text(self, n): return [self.rng.randrange(10, VOCABULARY) for _ in range(n)]
+    def length(self, median, spread): return max(4, min(LONGEST, round(median * math.exp(self.rng.gauss(0, spread)))))
+    def prompt(self): return self.text(self.length(90, .8))
+    def responses(self, n): return [self.text(self.length(180, .6)) for _ in range(n)]
+
+def pairs_of(prompt, responses, pairs): return [dict(prompt_ids=prompt, chosen_ids=responses[a], rejected_ids=responses[b]) for a, b in pairs]
+
+def one_pair(d): return [p for _ in range(4) for p in pairs_of(d.prompt(), d.responses(2), [(0, 1)])]
+def all_pairs(d): return pairs_of(d.prompt(), d.responses(5), [(a, b) for a in range(5) for b in range(a + 1, 5)])
+def funnel(d): return [p for _ in range(4) for p in pairs_of(d.prompt(), d.responses(5), [(0, b) for b in range(1, 5) if d.rng.random() < .6] or [(0, 1)])]
+def system(d):
+    text = d.text(300)
+    return [p for _ in range(4) for p in pairs_of(text + d.prompt(), d.responses(2), [(0, 1)])]
+
+KINDS = dict(one_pair=one_pair, all_pairs=all_pairs, funnel=funnel, system=system)
+
+def trainer_on(pairs, folder, layers):
+    "TRL's trainer, with an adapter that has moved already: at its start the gradients of one half are 0."
+    from datasets import Dataset
+    set_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, hidden_size=384, intermediate_size=1024, num_hidden_layers=layers, num_attention_heads=6, max_position_embeddings=2048, pad_token_id=0))
+    lm = LM(model.eval(), load_lm("tiny", device="cpu").tokenizer, "random")
+    trainer = make_trainer(lm, Dataset.from_list(pairs), dpo_config(lm, folder, gradient_checkpointing=False), lora_config(model), Health(f"{folder}/training.jsonl"))
+    for n, p in trainer.model.named_parameters():
+        if "lora_B" in n: torch.nn.init.normal_(p, std=.02)
+    return trainer
+
+def steps(trainer, batches):
+    "The loss and the gradients of each batch, and the CPU seconds of all."
+    found, model = [], trainer.model.train()
+    start = time.process_time()
+    for batch in batches:
+        model.zero_grad()
+        loss = trainer.compute_loss(model, dict(batch))
+        loss.backward()
+        found.append((loss.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    return found, time.process_time() - start
+
+def distinct(batch):
+    "The tokens that the trees of a batch have, and how many of them are scored."
+    rows = [p["prompt_ids"] + p[side] for side in ("chosen_ids", "rejected_ids") for p in batch]
+    starts = [len(p["prompt_ids"]) for _ in range(2) for p in batch]
+    trees = [grow([rows[r] for r in b], [starts[r] for r in b]) for b in pack(rows, 2048)]
+    return sum(len(t.ids) for t in trees), sum(l >= 0 for t in trees for l in t.label)
+
+def floor(trainer, batches, width=512):
+    "CPU seconds of the bare model on as many tokens, in full rows."
+    sizes, seconds, model = [distinct(b) for b in batches], 0., trainer.model.train()
+    for tokens, scored in sizes:
+        rows = torch.randint(10, VOCABULARY, (max(1, round(tokens / width)), min(width, tokens)))
+        labels = rows.clone(); labels.view(-1)[:-scored] = -100
+        ask = lambda: model(input_ids=rows, labels=labels, fused_lm_head=True, use_cache=False).log_probs.sum()
+        start = time.process_time()
+        with torch.no_grad(), model.disable_adapter(): ask()
+        model.zero_grad(); ask().backward()
+        seconds += (time.process_time() - start) * tokens / rows.numel()
+    return seconds
+
+def main():
+    import tempfile
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one batch of two kinds, half the layers: under a minute")
+    parser.add_argument("--seed", type=int, default=0, help="of the texts [0]")
+    given = parser.parse_args()
+    kinds, count, table, apart = (["one_pair", "all_pairs"], 1, {}, [0., 0.]) if given.quick else ([*KINDS], 4, {}, [0., 0.])
+    with tempfile.TemporaryDirectory() as folder:
+        for name in kinds:
+            draw = Draw(f"{given.seed} {name}")
+            drawn = [KINDS[name](draw) for _ in range(count)]
+            trainer = trainer_on(drawn[0], folder, 2 if given.quick else 4)
+            batches = [trainer.data_collator(pairs) for pairs in drawn]
+            small = trainer.data_collator([{k: ids[:9] for k, ids in drawn[0][0].items()}])
+            steps(trainer, [small]) # What is prepared once
+            usual, slow = steps(trainer, batches)
+            bare = floor(trainer, drawn)
+            assert share_prefixes(trainer.model) == ""
+            steps(trainer, [small])
+            shared, fast = steps(trainer, batches)
+            for (a, grads), (b, others) in zip(usual, shared):
+                largest = max(g.abs().max() for g in grads)
+                apart = [max(apart[0], abs(a - b) / abs(a)), max(apart[1], *((x - y).abs().max().item() / largest.item() for x, y in zip(grads, others)))]
+            padded, unique = sum(b["input_ids"].numel() for b in batches), sum(distinct(b)[0] for b in drawn)
+            table[name] = dict(trl=slow, ours=fast, floor=bare, padded=padded, unique=unique)
+    print(f"{'':12}{'batches':>8}{'tokens':>9}{'distinct':>10}{'TRL, CPU s':>12}{'shared':>9}{'ratio':>7}{'floor':>7}")
+    for name, t in table.items(): print(f"{name.replace('_', ' '):12}{count:8}{t['padded']:9,}{t['unique']:10,}{t['trl']:12.1f}{t['ours']:9.1f}{t['trl'] / t['ours']:7.2f}{t['floor'] / t['ours']:7.2f}")
+    print(json.dumps({name: round(t["trl"] / t["ours"], 2) for name, t in table.items()} | dict(floor=round(min(t["floor"] / t["ours"] for t in table.values()), 2),
+                     max_loss_diff=float(f"{apart[0]:.1e}"), max_grad_diff=float(f"{apart[1]:.1e}"))))
+
+if __name__ == "__main__": main()
