@@ -118,7 +118,7 @@ def show_training(
         values = [h[key] for h in training.history if h.get(key) is not None]
         if values: print(f"  {name:22}{spark(values)}")
     if training.skipped: print(f"\nNote: {training.skipped} steps changed nothing, because their gradients were not finite in float16")
-    if len(training.dropped): print(f"\nNote: {len(training.dropped)} pairs were not trained on: {training.dropped.reason.value_counts().to_dict()}")
+    if len(training.dropped): print(f"\nNote: not trained on: {plural(len(training.dropped), 'pair')}, {training.dropped.reason.value_counts().to_dict()}")
 
 # %% ../nbs/17_cli.ipynb #70b74fb8
 def show_answers(

@@ -120,7 +120,7 @@ def wins(
     "The win rate of the tuned model, with a warning where the sample is too small to tell."
     w = win_rate([None if d != d else d for d in c.table.difference])
     if w.rate.n < 30 or w.rate.high - w.rate.low > .2:
-        warnings.warn(f"{w.rate.n} instructions are too few to tell: with {w.rate.n} others the result could be quite different. Compare on more of them before you believe a win rate of {w.rate.mean:.0%}.")
+        warnings.warn(f"{plural(w.rate.n, 'instruction')} {'is' if w.rate.n == 1 else 'are'} too few to tell: with {w.rate.n} others the result could be quite different. Compare on more of them before you believe a win rate of {w.rate.mean:.0%}.")
     return w
 
 # %% ../nbs/12_evaluate.ipynb #c3269628

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import msgspec, torch
 from fastcore.basics import patch
 
-from .records import digest, sha256, shown
+from .records import digest, plural, sha256, shown
 from .tiny import tiny_path
 from .instructions import hub_token
 
@@ -453,7 +453,7 @@ async def _post(self:Endpoint, client, request)->bytes:
             began, tries = began or time.monotonic(), tries + 1
             headers, waited = getattr(getattr(e, "response", None), "headers", {}), time.monotonic() - began
             wait = max(.5 * 2**min(tries - 1, 4) * random.uniform(.75, 1), asked_wait(headers.get("retry-after")))
-            if waited + wait > self.patience: raise ValueError(f"{self._why(e)} It was asked {tries} times in {waited:.0f} s; the next try would be in {wait:.0f} s, and patience is {self.patience:g} s.") from None
+            if waited + wait > self.patience: raise ValueError(f"{self._why(e)} It was asked {plural(tries, 'time')} in {waited:.0f} s; the next try would be in {wait:.0f} s, and patience is {self.patience:g} s.") from None
         await asyncio.sleep(wait)
 
 # %% ../nbs/03_models.ipynb #b1bcd262
@@ -528,7 +528,7 @@ def check(self:Endpoint):
     "Refuse a server that is not there, does not take the key, or does not serve the model."
     from openai import APIConnectionError, APIStatusError, OpenAI
     if self.name in (offered := self.models()): return
-    listed = f"It offers {len(offered)} models: {', '.join(sorted(offered)[:20])}{' …' if len(offered) > 20 else ''}." if offered else "It lists no model."
+    listed = f"It offers {plural(len(offered), 'model')}: {', '.join(sorted(offered)[:20])}{' …' if len(offered) > 20 else ''}." if offered else "It lists no model."
     with self._client(OpenAI) as client:
         try: client.chat.completions.with_raw_response.create(model=self.name, messages=[{"role": "user", "content": "Hi"}], max_tokens=1)
         except APIStatusError as e:

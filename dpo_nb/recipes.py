@@ -226,9 +226,9 @@ def left_out(
 )->list[str]: # A line each; none if nothing was
     "What was cut or dropped on the way."
     cut = sum(sum(r.detail.get("truncated", [])) for r in rankings)
-    return [f"{withheld} responses were withheld by the server: responses_withheld.jsonl has the reasons"] * (withheld > 0) + \
-        [f"{cut} responses were too long for the judge, who read only their beginning"] * (cut > 0) + \
-        [f"{len(training.dropped)} pairs were not trained on: {training.dropped.reason.value_counts().to_dict()}"] * (len(training.dropped) > 0)
+    return [f"withheld by the server: {plural(withheld, 'response')}; responses_withheld.jsonl has the reasons"] * (withheld > 0) + \
+        [f"too long for the judge, who read only the beginning: {plural(cut, 'response')}"] * (cut > 0) + \
+        [f"not trained on: {plural(len(training.dropped), 'pair')}, {training.dropped.reason.value_counts().to_dict()}"] * (len(training.dropped) > 0)
 
 # %% ../nbs/16_recipes.ipynb #85038ae7
 @dataclass(frozen=True)
@@ -259,11 +259,11 @@ def run_recipe(
         begun, run = (folder/"recipe.json").exists(), Run(folder, recipe)
         if begun: say(f"going on in {folder}")
         keep_instructions(folder, instructions=train, test_instructions=test)
-        say(f"{recipe.responses_per_instruction} responses to each of {len(train)} instructions from {lm.name}, ranked by {'the oracle' if recipe.judge == 'oracle' else f'PairRM ({recipe.judge})'}")
+        say(f"{recipe.responses_per_instruction} responses to each of {plural(len(train), 'instruction')} from {lm.name}, ranked by {'the oracle' if recipe.judge == 'oracle' else f'PairRM ({recipe.judge})'}")
         responses = generation_stage(recipe, folder, lm, train)
         rankings = ranking_stage(recipe, folder, train, responses)
         pairs = pair_stage(recipe, folder, train, responses, rankings)
-        say(f"DPO on {len(pairs.dataset)} pairs")
+        say(f"DPO on {plural(len(pairs.dataset), 'pair')}")
         training = training_stage(recipe, folder, lm, pairs.dataset, train)
         say(f"{training.modules} layers got an adapter: {training.trainable:,} parameters\nbase against tuned on {len(test)} unseen instructions")
         lms = dict(base=lm, tuned=load_adapter(base, folder/"adapter"))

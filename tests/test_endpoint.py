@@ -166,7 +166,7 @@ def test_before_the_run_begins(serve, tmp_path, monkeypatch):
     refused(lambda: ask(serve(Locked)), "refuses the request without a key (401")
 
 def test_a_server_that_lists_other_names_than_it_answers_to(serve):
-    with pytest.warns(UserWarning, match="answers to 'mine', though it does not list that name. It offers 1 models: m"): assert len(ask(serve(fails()), model="mine")) == 6
+    with pytest.warns(UserWarning, match="answers to 'mine', though it does not list that name. It offers 1 model: m"): assert len(ask(serve(fails()), model="mine")) == 6
 
 @pytest.mark.parametrize("failure", [error(408), error(409), error(429), error(500), error(502), error(503), drop, stall], ids="408 409 429 500 502 503 dropped stalled".split())
 def test_what_passes_is_tried_again(serve, tmp_path, failure):
