@@ -27,7 +27,7 @@ plain-docs:
 		--RegexRemovePreprocessor.patterns='^#\| (hide|default_exp)' $$d/*.ipynb || exit 1; done
 	$(BIN)/python -c 'import nbformat as n, pathlib as p; [n.write(n.v4.new_notebook(cells=[n.v4.new_markdown_cell(f.read_text())]), f"_docs/{f.stem}.ipynb") for f in p.Path("nbs").glob("*.md")]'
 	$(BIN)/jupyter nbconvert --log-level ERROR --to html _docs/*.ipynb && rm _docs/*.ipynb
-	find _docs -name '*.html' | xargs perl -pi -e 's/(href="(?:\.\.\/)?[a-z0-9_\/]*)\.(ipynb|md)"/$$1.html"/g; s/href="\.\.\/data/href="data/g'
+	find _docs -name '*.html' | xargs perl -pi -e 's/(href="(?:\.\.\/)?[a-z0-9_\/]*)\.(ipynb|md)"/$$1.html"/g; s/href="\.\.\/data/href="data/g; s/(<h[1-6] id="|href="#)([^"]+)"/$$1 . lc($$2) . "\""/ge'
 	@echo "The pages are in _docs; begin with _docs/index.html"
 
 bench: .venv/installed

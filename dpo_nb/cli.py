@@ -378,8 +378,8 @@ def dpo_demo(
 ):
     "Run a recipe from instructions to a comparison."
     with one_line("dpo_demo"):
-        r, given = parse("dpo_demo", "From instructions to a model that is preferred: sample, rank, make pairs, train with DPO, compare.",
+        r, given = parse("dpo_demo", "From instructions to a model that is preferred: sample, rank, make pairs, train with DPO, compare. With --instructions of your own the comparison asks what is left of them, the judge is the evaluator, and near-duplicates are passed over (.8), unless you give these flags too.",
             "--recipe tiny --seed 1 --output_dir runs/seed1",
-            " ".join(f.name for f in fields(Recipe) if f.name != "name"), args, "tiny", "runs/demo")
+            " ".join(f.name for f in fields(Recipe) if f.name != "name"), args, "tiny")
         from dpo_nb.recipes import run_recipe
         show_result(run_recipe(r, given.output_dir))

@@ -195,14 +195,14 @@ def read_csv(
     path:Path, # A table, its first line the names of the columns
 )->list[tuple[str,dict]]: # `("line 3", row)`
     "The rows of a CSV file."
-    text, rows, names = read_text(path), [], None
+    text, rows, names, nameless = read_text(path), [], None, " No name in the first line is known: put a line of names above it, such as question;answer, with what stands between the columns."
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator(text.lstrip().partition("\n")[0]))
     while True:
         begin = reader.line_num + 1
         try: fields = next(reader, None)
         except csv.Error as e: raise ValueError(f"{path}, line {begin}: {e}. Put text with commas, quotes or line breaks in double quotes (\"), each of which has an end; write a quote inside it twice.") from None
         if fields is None: return rows
-        if names and fields and len(fields) != len(names): raise ValueError(f"{path}, line {begin} has {plural(len(fields), 'field')}, and the first line {plural(len(names), 'name')}. Put text with commas in double quotes (\"), and give each row a field for each name.")
+        if names and fields and len(fields) != len(names): raise ValueError(f"{path}, line {begin} has {plural(len(fields), 'field')}, and the first line {plural(len(names), 'name')}. Put text with commas in double quotes (\"), and give each row a field for each name." + nameless * (not {*COLUMNS} & {*names}))
         if names and fields: rows.append((f"line {begin}", dict(zip(names, fields))))
         if not names:
             names = [name.strip() for name in fields]

@@ -265,7 +265,7 @@ def _check(self:Journal, head:bytes):
     if kind != self.record.__name__: raise ValueError(f"{self.path} is a journal of {kind} records, not of {self.record.__name__}. Choose another path.")
     if self.settings is None: self.settings = old
     differ = differences(old, self.settings)
-    if differ: raise ValueError(f"{self.path} was made with other settings ({differ}). Go on with the old settings, or use another run folder.")
+    if differ: raise ValueError(f"{self.path} was made with other settings ({differ}). Go on with the old settings, or write elsewhere (in the scripts: another --output_dir, or --output_file).")
 
 # %% ../nbs/00_records.ipynb #b214cdc7
 @patch
@@ -357,7 +357,8 @@ def alone(
 ):
     "Have a folder to oneself, or be refused."
     from filelock import FileLock, Timeout
-    folder, made = Path(folder), not Path(folder).exists()
+    folder = Path(folder)
+    made = [f for f in (folder, *folder.parents) if not f.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.resolve()/".lock", timeout=0, is_singleton=True, thread_local=False)
     try: lock.acquire()
@@ -365,7 +366,9 @@ def alone(
     try: yield
     finally:
         with suppress(OSError):
-            if made and os.listdir(folder) == [".lock"]: (folder/".lock").unlink(); folder.rmdir() # Nothing was begun
+            if made and os.listdir(folder) == [".lock"]: # Nothing was begun
+                (folder/".lock").unlink()
+                for f in made: f.rmdir()
         lock.release()
 
 # %% ../nbs/00_records.ipynb #866d70db
@@ -539,5 +542,5 @@ def _open(self:Run, recipe):
     wanted = as_kept(recipe or self.recipe)
     movable = lambda fields: fields | {"endpoint": bool(fields.get("endpoint"))} # A server may move
     differ = differences(movable(kept), movable(asdict(wanted)))
-    if differ: raise ValueError(f"{self.path} is the run of another recipe ({differ}). Go on with the old one, or use another folder.")
+    if differ: raise ValueError(f"{self.path} is the run of another recipe ({differ}). Go on with the old one, or use another folder (in the scripts: --output_dir).")
     if wanted != self.recipe: self.recipe = wanted; self._save()

@@ -214,6 +214,7 @@ file("a CSV file whose column has another name", "questions.csv", "Nr,Frage\n1,W
 file("a CSV file with 2,000 columns and no question", "questions.csv", ",".join(f"c{k}" for k in range(2000)) + "\n" + ",".join("x" * 2000) + "\n", "questions.csv, line 2 … 1,992 more … Call the field")
 file("a CSV file in which two columns have the same name", "questions.csv", "question,question\nWhy?,Why not?\n", "questions.csv, line 1 … 2 columns called 'question' … Rename or remove")
 file("a CSV file with a comma in a text that has no quotes", "questions.csv", "question\nWhy is the sky blue?\nWhy, oh why?\n", "questions.csv, line 3 has 2 fields … in double quotes")
+file("a CSV file with semicolons and commas, and without a first line of names", "questions.csv", "1;Why is the sky blue?\n2;Who, then, was Ada?\n", "questions.csv, line 2 has 3 fields, and the first line 1 name … put a line of names above it, such as question;answer")
 file("a CSV file with a row that is too short", "questions.csv", "question,answer\nWhy?,So.\nWho?\n", "questions.csv, line 3 has 1 field, and … a field for each name")
 file("a CSV file with a quote that never ends", "questions.csv", "question\nWhy?\n\"Who?\nWhere?\n", "questions.csv, line 3 … in double quotes (\"), each of which has an end")
 is_read("a CSV file with semicolons, as Excel writes it in half of Europe", "questions.csv", "Nr;question\r\n1;Why is the sky blue?\r\n2;Who, then, was Ada?\r\n", "2 instructions … passed over: none")
@@ -814,8 +815,8 @@ def other(given, says, make=journal, **how):
     def _(): make(); return lambda: generate(lm(), how.get("asked", asked()), out="responses.jsonl", **SHORT | {k: v for k, v in how.items() if k != "asked"})
 
 other("a journal in UTF-16", "responses.jsonl, line 1 is not what a journal begins with … choose another path", lambda: write("responses.jsonl", '{"format": 1}\n'.encode("utf-16")))
-other("a journal of another run, with another temperature", "responses.jsonl was made with other settings (temperature: 0.8 there, 0.1 now) … use another run folder", temperature=.1)
-other("a journal of another run, with other instructions", "responses.jsonl was made with other settings (other instructions: 3 there, 2 now) … use another run folder", asked=asked()[:2])
+other("a journal of another run, with another temperature", "responses.jsonl was made with other settings (temperature: 0.8 there, 0.1 now) … write elsewhere (in the scripts: another --output_dir, or --output_file)", temperature=.1)
+other("a journal of another run, with other instructions", "responses.jsonl was made with other settings (other instructions: 3 there, 2 now) … write elsewhere", asked=asked()[:2])
 other("a journal of rankings in place of responses", "responses.jsonl is a journal of Ranking records, not of Response … Choose another path", lambda: Oracle().rank(asked(), answers(), "responses.jsonl"))
 other("a file of one's own where the journal is to go", "responses.jsonl, line 1 is not what a journal begins with … choose another path", lambda: write("responses.jsonl", "Do not lose this.\n"))
 other("a folder where the journal is to go", "responses.jsonl is a folder … Choose another path", lambda: Path("responses.jsonl").mkdir())

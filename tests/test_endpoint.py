@@ -302,7 +302,7 @@ def test_a_run_whose_responses_come_from_a_server(serve, tmp_path):
     missing = read_journal(tmp_path/"run"/"responses_withheld.jsonl", Withheld)
     there = read_journal(tmp_path/"run"/"responses.jsonl", Response)
     assert len(there) + len(missing) == 100 and missing and len(result.pairs.fates) == len(there)
-    assert f"{len(missing)} responses were withheld" in result.notes[0]
+    assert f"withheld by the server: {len(missing)} response" in result.notes[0]
     assert len(result.comparison.table) == 20 and result.training.pairs > 20
     with pytest.raises(SystemExit): dpo_generate(["--recipe", "tiny", "--model", "nobody", "--endpoint", url, "--output_dir", str(tmp_path/"other")])
 
