@@ -373,7 +373,7 @@ def saving(
         except Exception as e: # tokenizers raises this very class
             if type(e) not in (Exception, RuntimeError, SafetensorError): raise
             full = "No space left" in str(e) or shutil.disk_usage(folder.parent).free < 2**20
-            raise OSError(errno.ENOSPC if full else errno.EIO, str(e).splitlines()[0]) from None
+            raise (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else OSError(errno.EIO, str(e).splitlines()[0])) from None
 
 # %% ../nbs/11_dpo.ipynb #c97375cf
 @cache
