@@ -6,15 +6,15 @@
 __all__ = ['FIXED', 'ADAPTER', 'COMMIT', 'WHOLE', 'dpo_loss', 'token_logps', 'completion_logps', 'check_rows', 'check_pair',
            'encode_pair', 'flaw', 'tokenize_pairs', 'linear_layers', 'lora_config', 'twin', 'quiet', 'check_fields',
            'dpo_config', 'smooth', 'plot_curves', 'in_notebook', 'logged', 'Health', 'step_of', 'checkpoints',
-           'keep_two', 'is_whole', 'newest', 'saving', 'pair_trainer', 'four_bit', 'check_packing', 'make_trainer',
-           'save_adapter', 'adapter_folder', 'find_file', 'read_base', 'trained_on', 'instruction_traces',
-           'read_adapter', 'check_adapter', 'Tuned', 'load_adapter', 'check_shape', 'load_start', 'hold_to_start',
-           'Training', 'read_training', 'pairs_digest', 'check_training', 'keep_settings', 'run_training',
-           'check_numbers', 'check_reference', 'check_start', 'past', 'train_dpo', 'base_identity', 'is_merged',
-           'merge_adapter', 'merge_report']
+           'keep_two', 'is_whole', 'newest', 'saving', 'Groups', 'pair_trainer', 'four_bit', 'check_packing',
+           'make_trainer', 'save_adapter', 'adapter_folder', 'find_file', 'read_base', 'trained_on',
+           'instruction_traces', 'read_adapter', 'check_adapter', 'Tuned', 'load_adapter', 'check_shape', 'load_start',
+           'Reference', 'hold_to', 'Training', 'read_training', 'pairs_digest', 'check_training', 'keep_settings',
+           'run_training', 'check_numbers', 'check_reference', 'check_start', 'past', 'train_dpo', 'base_identity',
+           'is_merged', 'merge_adapter', 'merge_report']
 
 # %% ../nbs/11_dpo.ipynb #f3e4fed6
-import copy, difflib, errno, json, math, os, re, shutil, sys, time, warnings
+import copy, difflib, errno, json, math, os, random, re, shutil, sys, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cache
@@ -31,7 +31,7 @@ from .records import *
 from .tiny import tiny_path
 from .instructions import clean_messages, hub_token, no_answer, one_answer, traces
 from .models import LM, identity, load_lm, why_not
-from .prefix import row_logps
+from .prefix import row_logps, share_prefixes
 from .generate import generate
 
 # %% ../nbs/11_dpo.ipynb #38c6fcda
@@ -185,7 +185,7 @@ def quiet():
 
 # %% ../nbs/11_dpo.ipynb #061ea394
 FIXED = dict(output_dir="out", num_train_epochs="num_epochs", per_device_train_batch_size="batch_size", gradient_accumulation_steps="gradient_accumulation") # TRL's name → ours
-FIXED |= dict.fromkeys("save_strategy logging_strategy logging_steps logging_nan_inf_filter save_total_limit".split()) # The restart depends on these
+FIXED |= dict.fromkeys("save_strategy logging_strategy logging_steps logging_nan_inf_filter save_total_limit train_sampling_strategy dataloader_drop_last precompute_ref_log_probs precompute_ref_batch_size".split()) # The restart depends on these
 
 def check_fields(
     dpo:dict, # Fields of `DPOConfig`
@@ -209,7 +209,7 @@ def dpo_config(
     out:str|Path, # Folder of the checkpoints
     learning_rate:float=5e-5, # Peak
     num_epochs:float=1., # Passes over the pairs
-    batch_size:int=4, # Pairs a forward
+    batch_size:int=4, # Pairs a forward, on average
     gradient_accumulation:int=1, # Forwards a step
     beta:float=.1, # How closely the policy is held to the reference
     seed:int=42, # Of the adapter's start and the order of the pairs
@@ -375,15 +375,69 @@ def saving(
             full = "No space left" in str(e) or shutil.disk_usage(folder.parent).free < 2**20
             raise (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else OSError(errno.EIO, str(e).splitlines()[0])) from None
 
+# %% ../nbs/11_dpo.ipynb #d7e0a971
+class Groups:
+    "Batches of pairs, in which all pairs of a prompt stay together."
+    def __init__(self,
+        prompts, # The prompt of each pair, as token ids
+        batch_size:int=4, # Pairs a batch, on average
+        accumulation:int=1, # Batches a step
+        seed:int=42, # Of the order
+        process:int=0, # Which of the processes this is
+        processes:int=1, # How many share a step
+    ):
+        places = {}
+        for n, prompt in enumerate(prompts): places.setdefault(tuple(prompt), []).append(n)
+        self.groups, self.seed, self.epoch, self.process, self.processes = [*places.values()], seed, 0, process, processes
+        if len(self.groups) < processes: raise ValueError(f"{processes} processes share each step, and the pairs are of {plural(len(self.groups), 'prompt')}: each process needs one at least. Start fewer processes.")
+        step = math.lcm(accumulation, processes) # Batches of all processes
+        self.steps = max(1, min(math.ceil(len(prompts) / (batch_size * accumulation)), len(self.groups) // step)) # An epoch
+        self.each = min(step, len(self.groups)) // processes # Batches a step, of this process
+        self.batch_sampler = self # Where `transformers` looks for `set_epoch`
+
+# %% ../nbs/11_dpo.ipynb #5a314033
+@patch
+def batches(self:Groups,
+    order:list[int], # Of the groups
+)->list[list[int]]: # Numbers of pairs, one list a batch
+    "The batches of all processes."
+    total, count = self.steps * self.each * self.processes, len(order)
+    return [[n for g in order[k * count // total:(k + 1) * count // total] for n in self.groups[g]] for k in range(total)]
+
+@patch
+def set_epoch(self:Groups, epoch:int): self.epoch = epoch
+
+@patch
+def __len__(self:Groups): return self.steps * self.each
+
+@patch
+def __iter__(self:Groups):
+    count = len(self.groups)
+    return iter(self.batches(random.Random(f"{self.seed} {self.epoch}").sample(range(count), count))[self.process::self.processes])
+
 # %% ../nbs/11_dpo.ipynb #c97375cf
 @cache
 def pair_trainer():
     "TRL's trainer, on tokens that are already there. A function, so that TRL is imported only when something is trained."
+    from torch.utils.data import DataLoader
     from trl import DPOTrainer
     class PairTrainer(DPOTrainer):
         def _prepare_dataset(self, dataset, *args): return dataset
         def _send_telemetry(self): pass
         def create_model_card(self, *args, **kwargs): pass
+        def get_train_dataloader(self): return DataLoader(self._remove_unused_columns(self.train_dataset), batch_sampler=self.groups, collate_fn=self.data_collator)
+        def get_batch_samples(self, batches, count, device):
+            step, items = super().get_batch_samples(batches, count, device)
+            mine = torch.tensor([len(b["input_ids"]) // 2 for b in step], device=device)
+            pairs = self.accelerator.reduce(mine)
+            for b, own, all_own in zip(step, (mine * self.accelerator.num_processes).tolist(), pairs.tolist()): b["share"] = [n * len(step) / pairs.sum().item() for n in (own, all_own)]
+            return step, items
+        def compute_loss(self, model, inputs, **how):
+            share, share_of_all = inputs.pop("share", [1., 1.])
+            loss = super().compute_loss(model, inputs, **how)
+            for name, values in self._metrics["train"].items():
+                if name != "num_tokens": values[-1] *= share_of_all
+            return loss * share
         def log(self, logs, start_time=None):
             super().log(logs, start_time)
             if "loss" in logs: self.health.step(self.state)
@@ -429,8 +483,9 @@ def make_trainer(
     for p in trainer.model.parameters():
         if p.requires_grad: p.data = p.data.float()
     if start: load_start(trainer.model, start)
+    trainer.groups = Groups(tokens["prompt_ids"], config.per_device_train_batch_size, config.gradient_accumulation_steps, config.seed, config.process_index, config.world_size)
+    config.gradient_accumulation_steps, trainer.health, trainer.why_not_shared = trainer.groups.each, health, share_prefixes(trainer.model)
     trainer.remove_callback(PrinterCallback)
-    trainer.health = health
     return trainer
 
 # %% ../nbs/11_dpo.ipynb #2a00c53f
@@ -629,21 +684,35 @@ def load_start(
     set_peft_model_state_dict(model, weights)
 
 # %% ../nbs/11_dpo.ipynb #02c8b90e
+@dataclass(frozen=True)
+class Reference:
+    "What the reference makes of a pair."
+    row:int # Which pair
+    chosen:float # log π_ref(chosen | prompt)
+    rejected:float # log π_ref(rejected | prompt)
+
+    @property
+    def key(self): return (self.row,)
+
 @quiet()
 @torch.no_grad()
-def hold_to_start(
+def hold_to(
     trainer, # From `make_trainer`, before its first step
+    reference:str, # "base" = the model without any adapter, "start" = with the adapter as it is now
+    file:Path, # The journal
+    settings:dict|None=None, # What the numbers depend on
 ):
-    "Make the reference the adapter as it is now."
-    data, args, logps = trainer.train_dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]), trainer.args, []
-    size = args.precompute_ref_batch_size or args.per_device_train_batch_size
-    trainer.ref_model = trainer.model
-    for k in tqdm(range(0, len(data), size), desc="reference", unit="batch", delay=2, leave=False):
-        batch = trainer._prepare_inputs(trainer.data_collator(data.select(range(k, min(k + size, len(data)))).to_list()))
-        logps.append(torch.stack(trainer.compute_ref_log_probs(trainer.model, batch)).cpu())
+    "Give a trainer the log-probabilities of its pairs under the reference."
+    data, journal = trainer.train_dataset, Journal(file, Reference, settings)
+    groups = Groups(data["prompt_ids"], 32)
+    todo = [b for b in groups.batches(range(len(groups.groups))) if any((n,) not in journal.rows for n in b)]
+    trainer.ref_model = trainer.model if reference == "start" else None
+    for b in tqdm(todo, desc="reference", unit="batch", delay=2, leave=False):
+        chosen, rejected = trainer.compute_ref_log_probs(trainer.model, trainer._prepare_inputs(trainer.data_collator(data.select(b).to_list())))
+        journal.append([Reference(*row) for row in zip(b, chosen.tolist(), rejected.tolist()) if row[:1] not in journal.rows])
+    rows = journal.rows.values() if journal.complete else journal.finish()
     trainer.ref_model, trainer.precompute_ref_logps = None, True
-    chosen, rejected = torch.cat(logps, 1).tolist()
-    trainer.train_dataset = data.add_column("ref_chosen_logps", chosen).add_column("ref_rejected_logps", rejected)
+    trainer.train_dataset = data.add_column("ref_chosen_logps", [r.chosen for r in rows]).add_column("ref_rejected_logps", [r.rejected for r in rows])
 
 # %% ../nbs/11_dpo.ipynb #8cb01784
 @dataclass(frozen=True)
@@ -783,7 +852,7 @@ def train_dpo(
     out:str|Path, # Folder of the training; one that was interrupted is continued, a finished one is read
     learning_rate:float=5e-5, # Peak
     num_epochs:float=1., # Passes over the pairs
-    batch_size:int=4, # Pairs a forward
+    batch_size:int=4, # Pairs a forward, on average: all pairs of a prompt stay together
     gradient_accumulation:int=1, # Forwards a step
     beta:float=.1, # How closely the policy is held to the reference
     reference:str="base", # "base" = the model without any adapter, "start" = with the adapter that it starts from
@@ -808,7 +877,7 @@ def train_dpo(
     tokens, dropped = tokenize_pairs(base, dataset, max_length)
     instructions = {**past(lm), **traces(seen), **instruction_traces(dataset)}
     trainer = make_trainer(base, tokens, config, lora, Health(out/"training.jsonl"), start)
-    if start and reference == "start": hold_to_start(trainer)
+    hold_to(trainer, reference if start else "base", out/"reference.jsonl", {k: settings[k] for k in (*lm.settings, "max_length", "reference", "pairs", "ld_alpha") if k in settings})
     keep_settings(out, settings, trainer, dropped)
     curves = plot_curves(run_training(trainer, newest(out/"checkpoints")))
     with naming(out/"curves.png"): curves.savefig(out/"curves.png", dpi=120)

@@ -185,8 +185,8 @@ def share_prefixes(
             tree = grow([rows[r] for r in b], [starts[r] for r in b])
             outputs.append(fused(**how | forward_inputs(tree, self), shift_labels=torch.tensor([tree.label], device=self.device), fused_lm_head=True))
             for r, places in zip(b, tree.places):
-                columns = here[r].nonzero()[:, 0].cpu() # Of the row's tokens
-                for k in range(max(starts[r], 1), len(rows[r])): at[r, columns[k] - 1] = before + places[k - 1]
+                columns, first = here[r].nonzero()[:, 0].cpu(), max(starts[r], 1) # Of the row's tokens
+                at[r, columns[first:] - 1] = before + torch.tensor(places[first - 1:-1], dtype=torch.long)
             before += len(tree.ids)
         return scattered(outputs, at.where(at >= 0, torch.tensor(before)))
     model.forward = MethodType(forward, model)
