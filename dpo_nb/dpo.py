@@ -6,8 +6,8 @@
 __all__ = ['FIXED', 'ADAPTER', 'COMMIT', 'WHOLE', 'dpo_loss', 'token_logps', 'completion_logps', 'check_rows', 'check_pair',
            'encode_pair', 'flaw', 'tokenize_pairs', 'linear_layers', 'lora_config', 'twin', 'quiet', 'check_fields',
            'dpo_config', 'smooth', 'plot_curves', 'in_notebook', 'logged', 'Health', 'step_of', 'checkpoints',
-           'keep_two', 'is_whole', 'newest', 'saving', 'Groups', 'pair_trainer', 'four_bit', 'check_packing',
-           'make_trainer', 'save_adapter', 'adapter_folder', 'find_file', 'read_base', 'trained_on',
+           'keep_two', 'is_whole', 'newest', 'saving', 'Groups', 'pair_trainer', 'gather_rows', 'four_bit',
+           'check_packing', 'make_trainer', 'save_adapter', 'adapter_folder', 'find_file', 'read_base', 'trained_on',
            'instruction_traces', 'read_adapter', 'check_adapter', 'Tuned', 'load_adapter', 'check_shape', 'load_start',
            'Reference', 'hold_to', 'Training', 'read_training', 'pairs_digest', 'check_training', 'keep_settings',
            'run_training', 'check_numbers', 'check_reference', 'check_start', 'past', 'train_dpo', 'base_identity',
@@ -223,7 +223,7 @@ def dpo_config(
     fixed = dict(output_dir=str(out), learning_rate=learning_rate, num_train_epochs=num_epochs, per_device_train_batch_size=batch_size,
                  gradient_accumulation_steps=gradient_accumulation, beta=beta, seed=seed, save_strategy="steps", save_steps=save_steps,
                  logging_strategy="steps", logging_steps=1, logging_nan_inf_filter=False, save_total_limit=None, max_length=None)
-    usual = dict(report_to="none", disable_tqdm=True, use_cpu=lm.device.type == "cpu",
+    usual = dict(report_to="none", disable_tqdm=True, use_cpu=lm.device.type == "cpu", ddp_find_unused_parameters=False,
                  bf16=cuda and dtype == torch.bfloat16, fp16=cuda and dtype == torch.float16)
     try:
         with quiet(): config = DPOConfig(**fixed, **(usual | dpo))
@@ -390,7 +390,7 @@ class Groups:
         for n, prompt in enumerate(prompts): places.setdefault(tuple(prompt), []).append(n)
         self.groups, self.seed, self.epoch, self.process, self.processes = [*places.values()], seed, 0, process, processes
         if len(self.groups) < processes: raise ValueError(f"{processes} processes share each step, and the pairs are of {plural(len(self.groups), 'prompt')}: each process needs one at least. Start fewer processes.")
-        step = math.lcm(accumulation, processes) # Batches of all processes
+        step = -(-accumulation // processes) * processes # Batches of all processes
         self.steps = max(1, min(math.ceil(len(prompts) / (batch_size * accumulation)), len(self.groups) // step)) # An epoch
         self.each = min(step, len(self.groups)) // processes # Batches a step, of this process
         self.batch_sampler = self # Where `transformers` looks for `set_epoch`
@@ -428,24 +428,35 @@ def pair_trainer():
         def get_train_dataloader(self): return DataLoader(self._remove_unused_columns(self.train_dataset), batch_sampler=self.groups, collate_fn=self.data_collator)
         def get_batch_samples(self, batches, count, device):
             step, items = super().get_batch_samples(batches, count, device)
-            mine = torch.tensor([len(b["input_ids"]) // 2 for b in step], device=device)
-            pairs = self.accelerator.reduce(mine)
-            for b, own, all_own in zip(step, (mine * self.accelerator.num_processes).tolist(), pairs.tolist()): b["share"] = [n * len(step) / pairs.sum().item() for n in (own, all_own)]
+            sizes = torch.tensor([(len(b["input_ids"]) // 2, b["completion_mask"].chunk(2)[0].sum()) for b in step], device=device) # Pairs, chosen tokens
+            of_all = self.accelerator.reduce(sizes)
+            parts = [part * len(step) / of_all.sum(0) for part in (sizes * self.accelerator.num_processes, of_all)]
+            for b, (pairs, tokens), (pairs_of_all, _) in zip(step, *(p.tolist() for p in parts)): b["share"] = pairs, tokens, pairs_of_all
             return step, items
         def compute_loss(self, model, inputs, **how):
-            share, share_of_all = inputs.pop("share", [1., 1.])
-            loss = super().compute_loss(model, inputs, **how)
+            pairs, tokens, pairs_of_all = inputs.pop("share", (1., 1., 1.))
+            given, self.loss_weights = self.loss_weights, [w * tokens / pairs if t == "sft" else w for t, w in zip(self.loss_types, self.loss_weights)]
+            try: loss = super().compute_loss(model, inputs, **how)
+            finally: self.loss_weights = given
             for name, values in self._metrics["train"].items():
-                if name != "num_tokens": values[-1] *= share_of_all
-            return loss * share
+                if name != "num_tokens": values[-1] *= pairs_of_all
+            return loss * pairs
         def log(self, logs, start_time=None):
             super().log(logs, start_time)
             if "loss" in logs: self.health.step(self.state)
         def _save_checkpoint(self, model, trial):
             with saving(Path(self.args.output_dir)/f"checkpoint-{self.state.global_step}"): super()._save_checkpoint(model, trial)
             self.health.save(self.state)
-            keep_two(Path(self.args.output_dir), self.state.global_step)
+            if not process().number: keep_two(Path(self.args.output_dir), self.state.global_step)
     return PairTrainer
+
+# %% ../nbs/11_dpo.ipynb #fad6c349
+def gather_rows(
+    rows:torch.Tensor, # Of this process; a number counts as one row
+)->torch.Tensor: # On the CPU
+    "The rows of all processes."
+    from accelerate.utils import gather_object
+    return torch.cat(gather_object([torch.atleast_1d(rows.detach().cpu())]))
 
 # %% ../nbs/11_dpo.ipynb #d1a816f2
 def four_bit(
@@ -485,6 +496,7 @@ def make_trainer(
     if start: load_start(trainer.model, start)
     trainer.groups = Groups(tokens["prompt_ids"], config.per_device_train_batch_size, config.gradient_accumulation_steps, config.seed, config.process_index, config.world_size)
     config.gradient_accumulation_steps, trainer.health, trainer.why_not_shared = trainer.groups.each, health, share_prefixes(trainer.model)
+    if config.world_size > 1: trainer.accelerator.gather = gather_rows
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -707,7 +719,7 @@ def hold_to(
     groups = Groups(data["prompt_ids"], 32)
     todo = [b for b in groups.batches(range(len(groups.groups))) if any((n,) not in journal.rows for n in b)]
     trainer.ref_model = trainer.model if reference == "start" else None
-    for b in tqdm(todo, desc="reference", unit="batch", delay=2, leave=False):
+    for b in tqdm(share(todo), desc="reference", unit="batch", delay=2, leave=False):
         chosen, rejected = trainer.compute_ref_log_probs(trainer.model, trainer._prepare_inputs(trainer.data_collator(data.select(b).to_list())))
         journal.append([Reference(*row) for row in zip(b, chosen.tolist(), rejected.tolist()) if row[:1] not in journal.rows])
     rows = journal.rows.values() if journal.complete else journal.finish()
@@ -795,7 +807,7 @@ def run_training(
         if state and state.global_step == state.max_steps: trainer._load_from_checkpoint(str(checkpoint)); trainer.state = state
         else: trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     finally: trainer.health.close(trainer.state)
-    keep_two(Path(trainer.args.output_dir), trainer.state.global_step)
+    if not process().number: keep_two(Path(trainer.args.output_dir), trainer.state.global_step)
     trainer.health.save(trainer.state)
     return logged(trainer.state.log_history)
 
@@ -879,9 +891,11 @@ def train_dpo(
     trainer = make_trainer(base, tokens, config, lora, Health(out/"training.jsonl"), start)
     hold_to(trainer, reference if start else "base", out/"reference.jsonl", {k: settings[k] for k in (*lm.settings, "max_length", "reference", "pairs", "ld_alpha") if k in settings})
     keep_settings(out, settings, trainer, dropped)
-    curves = plot_curves(run_training(trainer, newest(out/"checkpoints")))
-    with naming(out/"curves.png"): curves.savefig(out/"curves.png", dpi=120)
-    save_adapter(trainer.model, base, out/"adapter", instructions)
+    history = run_training(trainer, newest(out/"checkpoints"))
+    with in_turn():
+        if not process().number:
+            with naming(out/"curves.png"): plot_curves(history).savefig(out/"curves.png", dpi=120)
+            save_adapter(trainer.model, base, out/"adapter", instructions)
     trainer.accelerator.free_memory() # The optimizer's, for what comes next
     return read_training(out)
 

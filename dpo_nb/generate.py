@@ -396,10 +396,10 @@ class Asked:
         self.endpoint, self.instructions, self.seed, self.sampling = endpoint, instructions, seed, sampling
         self.wanted, self.file = [(i, k) for i in instructions for k in range(n)], out and withheld_file(out)
         self.settings = dict(endpoint.settings, **sampling, n=n, seed=seed, instructions=f"{len(instructions)}, digest {digest(sorted(i.id for i in instructions))}")
-        self.apart = Journal(self.file, Withheld, self.settings) if out and self.file.exists() else None
+        self.apart = Journal(self.file, Withheld, self.settings, shared=False) if out and self.file.exists() and not process().number else None
         self.journal = Journal(out, Response, self.settings) if out else None
         self.there, self.withheld = dict(self.journal.rows) if out else {}, dict(self.apart.rows) if self.apart else {}
-        self.todo = [(i, k) for i, k in self.wanted if (i.id, k) not in self.there and (i.id, k) not in self.withheld]
+        self.todo = [(i, k) for i, k in self.wanted if (i.id, k) not in self.there and (i.id, k) not in self.withheld and not process().number]
 
     def _state(self): return f" {len(self.there)} of {len(self.wanted)} responses are in {self.journal.path}; the same call goes on from there." if self.journal else ""
 
@@ -434,10 +434,11 @@ def run(self:Asked)->list[Response]: # Those that are there, in the order of the
             if self.todo: self.endpoint.check(); self.endpoint.ask_each(requests, keep, **self.sampling)
             self.check(over=True)
         except ValueError as e: raise ValueError(f"{e}{self._state()}") from None
-    if self.withheld and self.journal and not self.apart: self.apart = Journal(self.file, Withheld, self.settings)
+    if self.withheld and self.journal and not self.apart: self.apart = Journal(self.file, Withheld, self.settings, shared=False)
     if self.apart: self.apart.append([w for k, w in self.withheld.items() if k not in self.apart.rows])
     for journal in (self.apart, self.journal):
         if journal and not journal.complete: journal.finish()
+    if self.journal: self.there = self.journal.rows
     if self.withheld: warnings.warn(withheld_message(self.withheld, self.instructions) + (f" All are in {self.file}; to ask for them again, remove that file and start again." if self.file else ""))
     return [self.there[i.id, k] for i, k in self.wanted if (i.id, k) in self.there]
 
@@ -505,11 +506,12 @@ def generate(
                                                   instructions=f"{len(prompts)}, digest {digest(sorted(i.id for i in instructions))}"))
     done = dict(journal.rows) if journal else {}
     todo = [b for b in plan(instructions, prompts, size) if any((instructions[i].id, k) not in done for i in b for k in range(n))]
-    blocks = [[(instructions[i], prompts[i]) for i in b] for b in todo]
+    blocks = [[(instructions[i], prompts[i]) for i in b] for b in (share(todo) if journal else todo)]
     with tqdm(desc="generating", unit="response", total=n * len(prompts), initial=n * (len(prompts) - sum(map(len, blocks))), smoothing=0, delay=2, leave=False) as bar:
         for made in _write_local(lm, blocks, n, sampling, max_new_tokens, seed, batch_size, bar):
             new = {r.key: r for r in made if r.key not in done}
             if journal: journal.append([*new.values()])
             done |= new
     if journal and not journal.complete: journal.finish()
+    if journal: done = journal.rows
     return [done[i.id, k] for i in instructions for k in range(n)]

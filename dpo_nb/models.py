@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import msgspec, torch
 from fastcore.basics import patch
 
-from .records import digest, plural, sha256, shown
+from .records import digest, plural, process, sha256, shown
 from .tiny import tiny_path
 from .instructions import hub_token
 
@@ -29,9 +29,9 @@ from .instructions import hub_token
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 # %% ../nbs/03_models.ipynb #677c1618
-def best_device()->str: # "cuda", "mps" or "cpu"
-    "The fastest device of this machine."
-    if torch.cuda.is_available(): return "cuda"
+def best_device()->str: # "cuda", "mps" or "cpu"; with its number where several processes have a GPU each
+    "The fastest device of this machine, or this process's share of it."
+    if torch.cuda.is_available(): return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if process().count > 1 else "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 def best_dtype(

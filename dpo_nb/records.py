@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['HASHES', 'WAY_BACK', 'SOURCE', 'KEPT', 'digest', 'sha256', 'differences', 'plural', 'shown', 'check_messages',
-           'Instruction', 'Response', 'fingerprint', 'Ranking', 'called', 'to_json', 'from_json', 'naming',
-           'write_whole', 'write_records', 'read_records', 'Journal', 'journal_settings', 'read_journal', 'alone',
-           'group_responses', 'check_ranking', 'scored', 'rank_each', 'Recipe', 'known_settings', 'as_kept', 'versions',
-           'Run']
+           'Instruction', 'Response', 'fingerprint', 'Ranking', 'called', 'Process', 'process', 'meet', 'in_turn',
+           'share', 'to_json', 'from_json', 'naming', 'write_whole', 'write_records', 'read_records', 'Journal',
+           'journal_settings', 'read_journal', 'alone', 'group_responses', 'check_ranking', 'scored', 'rank_each',
+           'Recipe', 'known_settings', 'as_kept', 'versions', 'Run']
 
 # %% ../nbs/00_records.ipynb #aa0eb690
 import difflib, hashlib, json, math, os, re, time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, asdict
-from functools import wraps
+from datetime import timedelta
+from functools import cache, wraps
+from glob import escape
 from importlib.metadata import version, PackageNotFoundError
 from numbers import Real
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from fastcore.basics import patch
@@ -160,10 +163,11 @@ class Ranking:
 
 # %% ../nbs/00_records.ipynb #d8fc3de0
 def called(
-    key:tuple, # Of a `Response` or a `Ranking`
+    key:tuple, # Of a record in a journal
 )->str:
     "What a record is called in an error."
-    return f"response {key[1]} to instruction {key[0]}" if len(key) == 2 else f"the ranking of instruction {key[0]}"
+    if len(key) == 2: return f"response {key[1]} to instruction {key[0]}"
+    return f"the ranking of instruction {key[0]}" if isinstance(key[0], str) else f"the row of pair {key[0]}"
 
 # %% ../nbs/00_records.ipynb #1ae5eda7
 @patch(as_prop=True)
@@ -171,6 +175,44 @@ def ranks(self:Ranking)->list[int|None]: # 1 = best, `None` = not judged
     "The ranks, for display only."
     judged = [s for s in self.scores if s is not None]
     return [None if s is None else 1 + sum(o > s for o in judged) for s in self.scores]
+
+# %% ../nbs/00_records.ipynb #f76b3aa5
+class Process(NamedTuple):
+    "One of the processes that do a run together."
+    number:int # 0 = the first, which writes what all have made
+    count:int # 1 = it is alone
+
+def process()->Process:
+    "Which process this is."
+    return Process(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+# %% ../nbs/00_records.ipynb #a0664062
+@cache
+def _everybody(): # For barriers alone, so that they do not depend on a GPU
+    import torch, torch.distributed as dist
+    long, cuda = timedelta(days=7), torch.cuda.is_available()
+    if cuda: torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if not dist.is_initialized(): dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=long)
+    return dist.new_group(backend="gloo", timeout=long)
+
+def meet():
+    "Wait until every process is here."
+    if process().count > 1:
+        import torch.distributed as dist
+        dist.barrier(group=_everybody())
+
+@contextmanager
+def in_turn():
+    "The first process goes first, the others when it is done."
+    if process().number: meet()
+    yield
+    if not process().number: meet()
+
+def share(
+    work:list, # In the same order for every process
+)->list: # The part of this one
+    "What this process has to do."
+    return work[process().number::process().count]
 
 # %% ../nbs/00_records.ipynb #fd1e6b19
 WAY_BACK = "Restore the line, or remove it and run what wrote the file again with the same settings (dpo_generate, dpo_rank or dpo_evaluate)."
@@ -207,8 +249,10 @@ def naming(
 def write_whole(
     path:str|Path, # The file
     text, # All of it: a `str`, or its parts one after the other
+    every:bool=False, # Whether every process writes it, or the first alone
 ):
     "Replace a file in one step: the old text or the new one, never a part."
+    if process().number and not every: return
     path, half = Path(path), Path(f"{path}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -241,19 +285,28 @@ class Journal:
         path:str|Path, # The file; made if missing
         record:type, # What its lines hold: `Response` or `Ranking`
         settings:dict|None=None, # What made the rows; a journal with others is refused. `None` = whatever made them
+        shared:bool=True, # Whether all processes of a run write it together; otherwise one does
     ):
         self.path, self.record, self.settings = Path(path), record, settings and json.loads(json.dumps(settings))
-        self.rows = {}
+        self.rows, self.shared, self.part = {}, shared, None
         if self.path.is_dir(): raise ValueError(f"{self.path} is a folder, and a journal is a file. Choose another path.")
-        if self.path.exists(): self._load()
-        else: self._write()
+        if not shared: self._open(); return
+        with in_turn():
+            self._open()
+            if not process().number: self._take_in()
+        meet() # Nobody writes before all have read
 
 # %% ../nbs/00_records.ipynb #aa509959
+@patch
+def _open(self:Journal):
+    if self.path.exists(): self._load()
+    else: self._write()
+
 @patch
 def _write(self:Journal, complete=False):
     head = dict(journal=self.record.__name__, format=1, complete=complete, settings=self.settings or {})
     rows = (to_json(self.rows[k]) + "\n" for k in sorted(self.rows))
-    write_whole(self.path, (part for some in ([json.dumps(head, ensure_ascii=False) + "\n"], rows) for part in some))
+    write_whole(self.path, (part for some in ([json.dumps(head, ensure_ascii=False) + "\n"], rows) for part in some), every=True)
     self.complete, self.torn, self.size = complete, 0, self.path.stat().st_size
 
 # %% ../nbs/00_records.ipynb #5f0fde81
@@ -302,6 +355,7 @@ def append(self:Journal,
     "Write records and wait until they are on the disk."
     if not rows: return
     new, data = self._new(rows), "".join(f"{to_json(r)}\n" for r in rows).encode()
+    if self.shared and process().number: self._own().append(rows); self.rows |= new; return
     self._mine()
     if self.complete: self._write()
     try:
@@ -310,10 +364,28 @@ def append(self:Journal,
     finally: self.torn = 0
     self.size += len(data); self.rows |= new
 
+# %% ../nbs/00_records.ipynb #aee684d2
+@patch
+def _own(self:Journal):
+    name = f"{self.path.stem}.process{process().number}{self.path.suffix}"
+    self.part = self.part or Journal(self.path.with_name(name), self.record, self.settings, shared=False)
+    return self.part
+
+@patch
+def _take_in(self:Journal):
+    for path in sorted(self.path.parent.glob(f"{escape(self.path.stem)}.process*{self.path.suffix}")):
+        self.append([r for r in Journal(path, self.record, self.settings, shared=False).rows.values() if r.key not in self.rows])
+        path.unlink()
+
 @patch
 def finish(self:Journal)->list: # All rows, sorted by key
     "Declare the stage complete: the file is sorted by key."
-    self._mine(); self._write(complete=True)
+    if self.shared: meet()
+    if not (self.shared and process().number):
+        if self.shared: self._take_in()
+        self._mine(); self._write(complete=True)
+    if self.shared: meet()
+    if self.shared and process().number: self.rows, self.part = {}, None; self._load()
     return [self.rows[k] for k in sorted(self.rows)]
 
 # %% ../nbs/00_records.ipynb #fcb61c09
@@ -357,6 +429,7 @@ def alone(
 ):
     "Have a folder to oneself, or be refused."
     from filelock import FileLock, Timeout
+    if process().number: yield; return # The first process has it for all
     folder = Path(folder)
     made = [f for f in (folder, *folder.parents) if not f.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -402,14 +475,11 @@ def check_ranking(
 def scored(
     score, # These are as in `rank_each`
     name:str,
-    groups:list[tuple[Instruction,list[str]]], # Each instruction with the texts of its responses
+    batches:list[list[tuple[Instruction,list[str]]]], # Instructions with the texts of their responses
     done:dict, # Rankings that are there already, by key
-    batch_size:int,
 ): # Yields the other rankings
     "Score batch by batch."
-    for k in range(0, len(groups), batch_size):
-        batch = groups[k:k + batch_size]
-        if all((i.id,) in done for i, _ in batch): continue
+    for batch in batches:
         for (i, texts), (scores, detail) in zip(batch, score(batch), strict=True):
             if (i.id,) not in done: yield check_ranking(Ranking(i.id, name, scores, fingerprint(texts), detail), texts)
 
@@ -429,10 +499,13 @@ def rank_each(
     rows = journal.rows if journal else {}
     for i, texts in groups:
         if (i.id,) in rows: check_ranking(rows[i.id,], texts)
-    made = tqdm(scored(score, name, groups, rows, batch_size), desc=f"ranking by {name}", unit="instruction", total=len(groups), initial=len(rows), delay=2, leave=False)
+    batches = [groups[k:k + batch_size] for k in range(0, len(groups), batch_size)]
+    todo = [b for b in batches if any((i.id,) not in rows for i, _ in b)]
+    made = tqdm(scored(score, name, share(todo) if journal else todo, rows), desc=f"ranking by {name}", unit="instruction", total=len(groups), initial=len(rows), delay=2, leave=False)
     if journal: journal.collect(made)
     else: rows = {r.key: r for r in made}
     if journal and not journal.complete: journal.finish()
+    rows = journal.rows if journal else rows
     return [rows[i.id,] for i, _ in groups]
 
 # %% ../nbs/00_records.ipynb #b5602acf
@@ -511,7 +584,7 @@ def versions()->dict[str,str]: # Of the libraries whose numbers a result depends
     return {n: of(n) for n in "dpo_nb torch transformers trl peft bitsandbytes datasets tokenizers".split()}
 
 # %% ../nbs/00_records.ipynb #5e4df0ea
-KEPT = "instructions.jsonl test_instructions.jsonl responses.jsonl responses_withheld.jsonl rankings.jsonl pairs training.json training.jsonl curves.png checkpoints adapter evaluation".split() # What the stages keep in a run's folder
+KEPT = "instructions.jsonl test_instructions.jsonl responses.jsonl responses_withheld.jsonl rankings.jsonl pairs training.json training.jsonl reference.jsonl curves.png checkpoints adapter evaluation".split() # What the stages keep in a run's folder
 
 class Run:
     "The folder of one run: its recipe, journals, adapter and evaluation."
@@ -521,10 +594,11 @@ class Run:
     ):
         self.path = Path(path)
         self.file = self.path/"recipe.json"
-        if self.file.exists(): self._open(recipe)
-        elif recipe is None: raise ValueError(f"{self.path} is no run folder (it has no recipe.json). Give a recipe to begin one.")
-        elif taken := [n for n in KEPT if (self.path/n).exists()]: raise ValueError(f"{self.path} is no run folder (it has no recipe.json), but it has {', '.join(map(repr, taken))}, which a run would replace. Use another folder.")
-        else: self.recipe = as_kept(recipe); self._save()
+        with in_turn():
+            if self.file.exists(): self._open(recipe)
+            elif recipe is None: raise ValueError(f"{self.path} is no run folder (it has no recipe.json). Give a recipe to begin one.")
+            elif taken := [n for n in KEPT if (self.path/n).exists()]: raise ValueError(f"{self.path} is no run folder (it has no recipe.json), but it has {', '.join(map(repr, taken))}, which a run would replace. Use another folder.")
+            else: self.recipe = as_kept(recipe); self._save()
 
     def __truediv__(self, name): return self.path/name
 
