@@ -10,7 +10,7 @@ the policy and of the reference, the loss, and the gradients, in CPU seconds of 
   system        one pair a prompt, behind a system text of 300 tokens that all prompts share
 
 `floor` is the share of our time that a bare model needs for the same number of distinct tokens, in full rows without padding: forward, backward, and
-the forward of the reference. Losses and gradients are compared with TRL's.
+the forward of the reference. Losses are compared with TRL's (in nats), and gradients (as a share of the largest).
 
     python bench/dpo_step.py [--quick] [--seed 0]
 """
@@ -20,9 +20,9 @@ os.environ |= dict(HF_HUB_OFFLINE="1", TQDM_DISABLE="1") # Nothing is fetched, a
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-from dpo_nb.dpo import dpo_config, lora_config, make_trainer, Health
+from dpo_nb.dpo import dpo_config, lora_config, make_trainer, twin, Health
 from dpo_nb.models import LM, load_lm
-from dpo_nb.prefix import grow, pack, share_prefixes
+from dpo_nb.prefix import grow, pack
 
 torch.set_num_threads(1)
 logging.disable(); warnings.simplefilter("ignore")
@@ -48,16 +48,23 @@ def system(d):
 
 KINDS = dict(one_pair=one_pair, all_pairs=all_pairs, funnel=funnel, system=system)
 
-def trainer_on(pairs, folder, layers):
-    "TRL's trainer, with an adapter that has moved already: at its start the gradients of one half are 0."
+def trainers_on(pairs, folder, layers):
+    "TRL's trainer as it is and ours, with the same adapter that has moved already: at its start the gradients of one half are 0."
     from datasets import Dataset
+    from trl import DPOTrainer
+    class Tokenized(DPOTrainer):
+        def _prepare_dataset(self, dataset, *args): return dataset # The tokens are there
     set_seed(0)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, hidden_size=384, intermediate_size=1024, num_hidden_layers=layers, num_attention_heads=6, max_position_embeddings=2048, pad_token_id=0))
-    lm = LM(model.eval(), load_lm("tiny", device="cpu").tokenizer, "random")
-    trainer = make_trainer(lm, Dataset.from_list(pairs), dpo_config(lm, folder, gradient_checkpointing=False), lora_config(model), Health(f"{folder}/training.jsonl"))
-    for n, p in trainer.model.named_parameters():
+    lm, tokens = LM(model.eval(), load_lm("tiny", device="cpu").tokenizer, "random"), Dataset.from_list(pairs)
+    config = lambda: dpo_config(lm, folder, gradient_checkpointing=False)
+    usual = Tokenized(model=twin(model), args=config(), train_dataset=tokens, processing_class=lm.tokenizer, peft_config=lora_config(model))
+    ours = make_trainer(lm, tokens, config(), lora_config(model), Health(f"{folder}/training.jsonl"))
+    assert ours.why_not_shared == ""
+    for (n, p), other in zip(usual.model.named_parameters(), ours.model.parameters()):
         if "lora_B" in n: torch.nn.init.normal_(p, std=.02)
-    return trainer
+        if "lora_" in n: other.data = p.data.clone()
+    return usual, ours
 
 def steps(trainer, batches):
     "The loss and the gradients of each batch, and the CPU seconds of all."
@@ -74,7 +81,7 @@ def distinct(batch):
     "The tokens that the trees of a batch have, and how many of them are scored."
     rows = [p["prompt_ids"] + p[side] for side in ("chosen_ids", "rejected_ids") for p in batch]
     starts = [len(p["prompt_ids"]) for _ in range(2) for p in batch]
-    trees = [grow([rows[r] for r in b], [starts[r] for r in b]) for b in pack(rows, 2048)]
+    trees = [grow([rows[r] for r in b], [starts[r] for r in b]) for b in pack(rows, 1024)]
     return sum(len(t.ids) for t in trees), sum(l >= 0 for t in trees for l in t.label)
 
 def floor(trainer, batches, width=512):
@@ -101,18 +108,15 @@ def main():
         for name in kinds:
             draw = Draw(f"{given.seed} {name}")
             drawn = [KINDS[name](draw) for _ in range(count)]
-            trainer = trainer_on(drawn[0], folder, 2 if given.quick else 4)
-            batches = [trainer.data_collator(pairs) for pairs in drawn]
-            small = trainer.data_collator([{k: ids[:9] for k, ids in drawn[0][0].items()}])
-            steps(trainer, [small]) # What is prepared once
-            usual, slow = steps(trainer, batches)
-            bare = floor(trainer, drawn)
-            assert share_prefixes(trainer.model) == ""
-            steps(trainer, [small])
-            shared, fast = steps(trainer, batches)
+            trl, ours = trainers_on(drawn[0], folder, 2 if given.quick else 4)
+            batches = [trl.data_collator(pairs) for pairs in drawn]
+            for trainer in (trl, ours): steps(trainer, [trl.data_collator([{k: ids[:9] for k, ids in drawn[0][0].items()}])]) # What is prepared once
+            usual, slow = steps(trl, batches)
+            shared, fast = steps(ours, batches)
+            bare = floor(trl, drawn)
             for (a, grads), (b, others) in zip(usual, shared):
                 largest = max(g.abs().max() for g in grads)
-                apart = [max(apart[0], abs(a - b) / abs(a)), max(apart[1], *((x - y).abs().max().item() / largest.item() for x, y in zip(grads, others)))]
+                apart = [max(apart[0], abs(a - b)), max(apart[1], *((x - y).abs().max().item() / largest.item() for x, y in zip(grads, others)))]
             padded, unique = sum(b["input_ids"].numel() for b in batches), sum(distinct(b)[0] for b in drawn)
             table[name] = dict(trl=slow, ours=fast, floor=bare, padded=padded, unique=unique)
     print(f"{'':12}{'batches':>8}{'tokens':>9}{'distinct':>10}{'TRL, CPU s':>12}{'shared':>9}{'ratio':>7}{'floor':>7}")

@@ -111,7 +111,7 @@ def row_logps(
     model, # A causal language model of `transformers`, or a `PeftModel` around one
     rows:list[list[int]], # Token ids
     starts:list[int], # For each row, its first token that is scored
-    max_tokens:int=2048, # Of a bin
+    max_tokens:int=1024, # Of a bin
 )->list[torch.Tensor]: # For each row: (scored tokens,), float32
     "Log-probability of each scored token, given all that stand before it in its row."
     found, base = [None] * len(rows), plain(model)
@@ -139,7 +139,7 @@ def score(
     prompts:list[list[dict]], # A conversation that ends with the user's turn for each completion
     completions:list[str], # What the assistant might say
     finished:bool=True, # Whether the end token is scored too
-    max_tokens:int=2048, # Of a bin: higher needs more memory
+    max_tokens:int=1024, # Of a bin: higher needs more memory
 )->list[Score]: # In the order of the completions
     "The log-probability of each completion."
     if len(prompts) != len(completions): raise ValueError(f"each completion needs its prompt: there are {len(completions)} completions and {len(prompts)} prompts. Repeat the prompt that several have in common.")
@@ -166,7 +166,7 @@ def scattered(
 # %% ../nbs/04_prefix.ipynb #ed5c0b09
 def share_prefixes(
     model, # A causal language model that TRL's `add_fused_lm_head` has been through, or a `PeftModel` around one; its forward is replaced
-    max_tokens:int=2048, # Of a bin
+    max_tokens:int=1024, # Of a bin
 )->str: # Why it cannot be served, and nothing was replaced; empty = it is
     "Let a model compute each shared prefix of a padded batch once, where it is asked for log-probabilities."
     model = plain(model)
