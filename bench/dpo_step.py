@@ -10,7 +10,7 @@ the policy and of the reference, the loss, and the gradients, in CPU seconds of 
   system        one pair a prompt, behind a system text of 300 tokens that all prompts share
 
 `floor` is the share of our time that a bare model needs for the same number of distinct tokens, in full rows without padding: forward, backward, and
-the forward of the reference. Losses are compared with TRL's (in nats), and gradients (as a share of the largest).
+the forward of the reference. Losses are compared with TRL's (in nats), and gradients (the norm of the difference, as a share of the norm).
 
     python bench/dpo_step.py [--quick] [--seed 0]
 """
@@ -115,8 +115,8 @@ def main():
             shared, fast = steps(ours, batches)
             bare = floor(trl, drawn)
             for (a, grads), (b, others) in zip(usual, shared):
-                largest = max(g.abs().max() for g in grads)
-                apart = [max(apart[0], abs(a - b)), max(apart[1], *((x - y).abs().max().item() / largest.item() for x, y in zip(grads, others)))]
+                norm = lambda tensors: math.sqrt(sum(t.double().square().sum().item() for t in tensors))
+                apart = [max(apart[0], abs(a - b)), max(apart[1], norm([x - y for x, y in zip(grads, others)]) / norm(grads))]
             padded, unique = sum(b["input_ids"].numel() for b in batches), sum(distinct(b)[0] for b in drawn)
             table[name] = dict(trl=slow, ours=fast, floor=bare, padded=padded, unique=unique)
     print(f"{'':12}{'batches':>8}{'tokens':>9}{'distinct':>10}{'TRL, CPU s':>12}{'shared':>9}{'ratio':>7}{'floor':>7}")

@@ -6,14 +6,15 @@
 __all__ = ['NONE', 'CURVES', 'OTHER', 'WAY_ON', 'json_object', 'source', 'or_none', 'recipe_flags', 'changed', 'spark',
            'printable', 'show_training', 'show_answers', 'show_verdict', 'show_result', 'as_flags', 'user_error',
            'stoppable', 'one_line', 'Flags', 'parse', 'dpo_generate', 'stages_before', 'dpo_rank', 'dpo_pairs',
-           'dpo_train', 'named_adapter', 'dpo_evaluate', 'dpo_demo']
+           'dpo_train', 'named_adapter', 'dpo_evaluate', 'dpo_demo', 'dpo_run']
 
 # %% ../nbs/17_cli.ipynb #a603ace4
 import os
-os.environ.setdefault("TQDM_DELAY", "2");
+os.environ.setdefault("TQDM_DELAY", "2")
+if os.environ.get("RANK", "0") != "0": os.environ["TQDM_DISABLE"] = "1";
 
 # %% ../nbs/17_cli.ipynb #adc03270
-import argparse, difflib, errno, json, re, signal, sys, warnings
+import argparse, difflib, errno, json, os, re, signal, sys, time, warnings
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -117,6 +118,7 @@ def show_training(
     for key, name in CURVES.items():
         values = [h[key] for h in training.history if h.get(key) is not None]
         if values: print(f"  {name:22}{spark(values)}")
+    for alarm in training.alarms: print(f"\nAlarm: {alarm}")
     if training.skipped: print(f"\nNote: {training.skipped} steps changed nothing, because their gradients were not finite in float16")
     if len(training.dropped): print(f"\nNote: not trained on: {plural(len(training.dropped), 'pair')}, {training.dropped.reason.value_counts().to_dict()}")
 
@@ -205,10 +207,15 @@ def one_line(
     script:str, # Its name
 ):
     "Errors as they should look in a shell."
-    def end(text, code): print(text, file=sys.stderr); sys.exit(code)
+    def end(text, code):
+        if process().number: time.sleep(5) # If the first process says the same, this one is ended meanwhile
+        print(text, file=sys.stderr); sys.exit(code)
+    if process().number: sys.stdout = open(os.devnull, "w"); warnings.simplefilter("ignore") # The first process speaks for all
     try:
         with stoppable(): yield
-    except KeyboardInterrupt as e: end("\nStopped. The same command goes on where it was.", 128 + (e.args or [signal.SIGINT])[0])
+    except KeyboardInterrupt as e:
+        if process().number: sys.exit(1)
+        end("\nStopped. The same command goes on where it was.", 128 + (e.args or [signal.SIGINT])[0])
     except (ValueError, OSError) as e: end(f"{script}: {user_error(e)}", 2)
     except RuntimeError as e:
         if type(e).__name__ != "OutOfMemoryError": raise
@@ -322,7 +329,7 @@ def dpo_train(
     with one_line("dpo_train"):
         r, given = parse("dpo_train", "Train a LoRA adapter on preference pairs with DPO.",
             "--model meta-llama/Llama-3.2-1B-Instruct --num_epochs 3 --output_dir runs/mine",
-            "model adapter reference learning_rate num_epochs batch_size gradient_accumulation max_length beta lora_r lora_alpha dpo seed dtype quantization revision threads", args,
+            "model adapter reference learning_rate num_epochs batch_size gradient_accumulation max_length beta lora_r lora_alpha stop_on_alarm dpo seed dtype quantization revision threads", args,
             dataset=dict(metavar="PAIRS", help="pairs: a folder of dpo_pairs, a file with prompt, chosen and rejected, or a dataset on the hub as owner/name:split [DIR/pairs]"))
         from dpo_nb.preferences import load_preferences
         from dpo_nb.recipes import check_recipe, load_model, training_stage
@@ -383,3 +390,14 @@ def dpo_demo(
             " ".join(f.name for f in fields(Recipe) if f.name != "name"), args, "tiny")
         from dpo_nb.recipes import run_recipe
         show_result(run_recipe(r, given.output_dir))
+
+def dpo_run(
+    args:list[str]|None=None, # Flags; `None` = those of the shell
+):
+    "Run, or go on with, the recipe in a folder."
+    with one_line("dpo_run"):
+        parser = Flags(prog="dpo_run", description="Run, or go on with, the recipe in a folder.", epilog="Example: torchrun --nproc_per_node 2 --no-python dpo_run runs/mine")
+        parser.add_argument("folder", metavar="DIR", help="of a run: it has a recipe.json")
+        folder = parser.parse_args(args).folder
+        from dpo_nb.recipes import run_recipe
+        show_result(run_recipe(Run(folder).recipe, folder))

@@ -423,7 +423,7 @@ def sound(self:Health,
         alarm = Alarm(state.global_step, name, evidence)
         state.log_history.append(dict(step=alarm.step, alarm=name, evidence=evidence))
         if self.stop: self.save(state); raise ValueError(f"stopped by an alarm: {alarm} To go on in spite of it, start again without `stop_on_alarm`.")
-        if not process().number: warnings.warn(str(alarm))
+        warnings.warn(str(alarm))
 
 # %% ../nbs/11_dpo.ipynb #0a1ae0cc
 @patch
@@ -445,6 +445,7 @@ def watch(self:Health,
 ):
     "Look for alarms."
     n, total = state.global_step, state.max_steps
+    if process().number: return # The first watches for all
     if n == 1: state.log_history.insert(0, self.first); self.sound(state, self.labels())
     self.sound(state, self.seen_in_steps(logged(state.log_history), total, self.beta, self.length))
     if self.looks and (n == total or n % -(-total // self.looks) == 0):
@@ -469,7 +470,7 @@ def save(self:Health,
 ):
     "Called at each checkpoint and at the end."
     write_whole(self.file, "".join(json.dumps(h) + "\n" for h in logged(state.log_history)))
-    write_whole(self.file.with_name("health.jsonl"), "".join(json.dumps(h) + "\n" for h in state.log_history if "alarm" in h or "finished" in h))
+    write_whole(self.file.with_name("health.jsonl"), "".join(json.dumps(h, sort_keys=True) + "\n" for h in state.log_history if "alarm" in h or "finished" in h))
 
 @patch
 def close(self:Health,
@@ -966,7 +967,7 @@ def run_training(
     if state:
         trainer._total_train_tokens = logged(state.log_history)[-1]["num_tokens"]
         if trainer.args.save_steps < 1: trainer.args.save_steps = math.ceil(trainer.args.save_steps * state.max_steps)
-    trainer.health.first = trainer.health.look(0)
+    if not process().number: trainer.health.first = trainer.health.look(0)
     try:
         if state and state.global_step == state.max_steps: trainer._load_from_checkpoint(str(checkpoint)); trainer.state = state
         else: trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))

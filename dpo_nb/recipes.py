@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['recipes', 'load_judge', 'check_judge', 'check_recipe', 'draw_how', 'draw_training', 'draw_test', 'save_table',
            'keep_instructions', 'set_threads', 'load_model', 'generation_stage', 'ranking_stage', 'pair_stage',
-           'training_stage', 'evaluation_stage', 'evaluate_adapters', 'left_out', 'Result', 'run_recipe',
-           'save_comparison']
+           'training_stage', 'evaluation_stage', 'evaluate_adapters', 'left_out', 'Result', 'idle_gpus', 'run_recipe',
+           'save_comparison', 'launch']
 
 # %% ../nbs/16_recipes.ipynb #2f8341fa
-import csv, math, os
+import csv, gc, math, os, subprocess, sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from .evaluate import complete, compare, measures, plot_comparison, Comparison
 recipes = {r.name: r for r in (
     Recipe("tiny", model="tiny", judge="tiny", evaluator="oracle", instructions="tiny", test_instructions="tiny:test",
            num_test_instructions=200, near_duplicates=None, temperature=.9, max_new_tokens=64, generation_batch=10, pairs="all",
-           learning_rate=1e-3, num_epochs=2, batch_size=8, dtype="float32", threads=1,
+           learning_rate=5e-3, num_epochs=2, batch_size=32, dtype="float32", threads=1,
            dpo=dict(loss_type=["sigmoid", "sft"], loss_weights=[1., .3], lr_scheduler_type="cosine", gradient_checkpointing=False)),
     Recipe("mistral-7b-lima-pairrm", model="mistralai/Mistral-7B-Instruct-v0.2", judge="llm-blender/PairRM", instructions="lima",
            max_prompt_tokens=512, quantization="nf4", batch_size=1, gradient_accumulation=8, num_epochs=3),
@@ -113,11 +113,12 @@ def keep_instructions(
 ):
     "Write drawn instructions, and what was passed over; refuse a folder in which others are."
     import pandas as pd
-    for name, found in drawn.items():
-        file = folder/f"{name}.jsonl"
-        if not file.exists(): write_records(file, found)
-        elif [i.id for i in read_records(file, Instruction)] != [i.id for i in found]:
-            raise ValueError(f"{file} holds other instructions than those that are drawn now. Has their source changed? Restore it, or use another folder.")
+    with in_turn():
+        for name, found in drawn.items():
+            file = folder/f"{name}.jsonl"
+            if not file.exists(): write_records(file, found)
+            elif [i.id for i in read_records(file, Instruction)] != [i.id for i in found]:
+                raise ValueError(f"{file} holds other instructions than those that are drawn now. Has their source changed? Restore it, or use another folder.")
     save_table(pd.concat([found.dropped.assign(draw=name) for name, found in drawn.items()]), folder/"passed_over.csv")
 
 # %% ../nbs/16_recipes.ipynb #743ec4bf
@@ -174,7 +175,8 @@ def pair_stage(
     "Rankings → pairs."
     with alone(folder):
         pairs = make_pairs(train, responses, rankings, rule=r.pairs, margin=r.margin, allow_cut=r.allow_cut)
-        save_pairs(pairs, folder/"pairs")
+        if not process().number: save_pairs(pairs, folder/"pairs")
+        meet()
         return pairs
 
 def training_stage(
@@ -187,7 +189,7 @@ def training_stage(
     "Pairs → adapter."
     with alone(folder):
         return train_dpo(lm, dataset, folder, seen=seen, learning_rate=r.learning_rate, num_epochs=r.num_epochs, batch_size=r.batch_size, gradient_accumulation=r.gradient_accumulation, max_length=r.max_length,
-                         beta=r.beta, lora_r=r.lora_r, lora_alpha=r.lora_alpha, reference=r.reference, seed=r.seed, **r.dpo)
+                         beta=r.beta, lora_r=r.lora_r, lora_alpha=r.lora_alpha, reference=r.reference, seed=r.seed, stop_on_alarm=r.stop_on_alarm, **r.dpo)
 
 # %% ../nbs/16_recipes.ipynb #101a57c3
 def evaluation_stage(
@@ -240,6 +242,14 @@ class Result:
     comparison:Comparison # Base against tuned on unseen instructions
     notes:list[str] # What was cut or dropped on the way
 
+# %% ../nbs/16_recipes.ipynb #59245032
+def idle_gpus()->str: # Empty if there are none
+    "What to do about GPUs that nobody uses."
+    import torch
+    count = torch.cuda.device_count()
+    if count < 2 or process().count > 1: return ""
+    return f"{count} GPUs are here, and one is used. To use all, start it with torchrun --nproc_per_node {count} --no-python in front of the script, or by launch(recipe, folder) in a notebook."
+
 # %% ../nbs/16_recipes.ipynb #92445c5a
 def run_recipe(
     recipe:Recipe, # What to do
@@ -247,7 +257,7 @@ def run_recipe(
     say=print, # Told what happens, a line a stage
 )->Result:
     "The whole job: instructions, responses, rankings, pairs, training, comparison."
-    recipe, folder = as_kept(recipe), Path(folder)
+    recipe, folder, say = as_kept(recipe), Path(folder), say if not process().number else lambda line: None
     evaluator = recipe.evaluator or recipe.judge
     check_recipe(recipe)
     check_judge(recipe.judge, train := draw_training(recipe)); check_judge(evaluator, draw_test(recipe, train))
@@ -257,6 +267,7 @@ def run_recipe(
         train = draw_training(recipe, lm)
         test = draw_test(recipe, train, lm)
         begun, run = (folder/"recipe.json").exists(), Run(folder, recipe)
+        if idle := idle_gpus(): say(idle)
         if begun: say(f"going on in {folder}")
         keep_instructions(folder, instructions=train, test_instructions=test)
         say(f"{recipe.responses_per_instruction} responses to each of {plural(len(train), 'instruction')} from {lm.name}, ranked by {'the oracle' if recipe.judge == 'oracle' else f'PairRM ({recipe.judge})'}")
@@ -278,9 +289,31 @@ def save_comparison(
 ):
     "Keep a comparison as tables and a picture."
     import matplotlib.pyplot as plt
+    if process().number: return
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     save_table(c.table, folder/"comparison.csv")
     write_whole(folder/"measures.csv", measures(c).to_csv())
     fig, picture = plot_comparison(c), folder/"comparison.png"
     with naming(picture): fig.savefig(f"{picture}.part", format="png", dpi=120); os.replace(f"{picture}.part", picture)
     plt.close(fig)
+
+# %% ../nbs/16_recipes.ipynb #b00999ec
+def launch(
+    recipe:Recipe, # What to do
+    folder:str|Path, # Where; a folder of the same recipe is continued
+    processes:int|None=None, # `None` = one for each GPU
+    say=print, # Told every line that the processes print
+)->Run:
+    "Run a recipe in several processes. When they have ended, `run_recipe` reads what they have made."
+    import torch
+    run, begun = Run(folder, recipe), torch.cuda.is_initialized()
+    gc.collect()
+    if begun: torch.cuda.empty_cache()
+    held = sum(torch.cuda.memory_allocated(k) for k in range(torch.cuda.device_count())) / 2**30 if begun else 0
+    if held > .5: raise ValueError(f"this notebook holds {held:.1f} GiB on the GPU, which the processes need. Delete what holds them (del lm, for instance), or restart the notebook.")
+    count = str(processes or max(1, torch.cuda.device_count()))
+    command = ["torch.distributed.run", "--standalone", "--nproc_per_node", count, "--no-python", sys.executable, "-c", "from dpo_nb.cli import dpo_run; dpo_run()", str(folder)]
+    with subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
+        for line in job.stdout: say(line.rstrip())
+    if job.returncode: raise ValueError(f"the processes on {folder} have ended with an error; it stands in what they said. What is done is kept: launched again, they go on from there.")
+    return run

@@ -1,0 +1,105 @@
+"Two processes do a run together: they leave what one leaves, and one that is killed is made up for."
+import json, os, shutil, signal, subprocess, sys, time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from conftest import differ, flags, kept, lines
+
+BIN = Path(sys.executable).parent
+TRAINED = "adapter/adapter_model.safetensors", "training.jsonl", "health.jsonl", "curves.png" # Equal to rounding: the same gradients, added up in another order
+
+def together(script, *args, **how):
+    "A script in two processes, started by torchrun."
+    command = [BIN/"torchrun", "--standalone", "--nproc_per_node", 2, "--no-python", BIN/script, *args]
+    return subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS="1"), start_new_session=True, **how)
+
+def single(script, *args): return subprocess.Popen([str(a) for a in (BIN/script, *args)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+def workers(torchrun):
+    "Number → process, of those that torchrun has started."
+    found = {}
+    with suppress(OSError): # One may just have ended
+        for child in Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split():
+            env = dict(e.split("=", 1) for e in Path(f"/proc/{child}/environ").read_bytes().decode(errors="replace").split("\0") if "=" in e)
+            if "RANK" in env: found[int(env["RANK"])] = int(child)
+    return found
+
+def steps(folder): return [json.loads(line) for line in (folder/"training.jsonl").read_text().splitlines()]
+
+def close(a, b):
+    "The largest difference of two trainings: in a loss, and in a weight."
+    losses = max(abs(x["loss"] - y["loss"]) for x, y in zip(steps(a), steps(b), strict=True))
+    one, other = (load_file(f/"adapter"/"adapter_model.safetensors") for f in (a, b))
+    return losses, max((one[k] - other[k]).abs().max().item() for k in one)
+
+def test_a_run_is_that_of_one_process(tmp_path, unbroken):
+    run, one = tmp_path/"run", unbroken("dpo_demo")[0]
+    job, seen = together("dpo_demo", *flags("dpo_demo", run)), set()
+    while job.poll() is None:
+        seen |= {*workers(job)} | {p.name for p in run.rglob("*.process1.jsonl")}
+        time.sleep(.02)
+    out, err = job.communicate()
+    assert job.returncode == 0, err
+    assert seen >= {0, 1, "responses.process1.jsonl", "rankings.process1.jsonl", "base.process1.jsonl", "tuned.process1.jsonl"}, seen
+    assert out.count("DPO on") == 1 and out.count("win rate") == 1 # The first process speaks for both
+    assert {name for name in differ(run, one) if not name.startswith("evaluation")} <= {*TRAINED} and not [*run.rglob("*.process*")]
+    assert (run/"evaluation"/"base.jsonl").read_bytes() == (one/"evaluation"/"base.jsonl").read_bytes()
+    loss, weight = close(run, one)
+    assert len(steps(run)) > 5 and loss < 1e-5 and weight < 1e-3
+
+@pytest.mark.full
+def test_a_comparison_is_that_of_one_process(tmp_path, unbroken):
+    alone, shared = tmp_path/"alone", tmp_path/"shared"
+    for folder, start in ((alone, single), (shared, together)):
+        folder.mkdir()
+        args = flags("dpo_evaluate", unbroken("dpo_train")[0])
+        args[args.index("--output_file") + 1] = str(folder/"evaluation.csv")
+        job = start("dpo_evaluate", *args)
+        assert job.communicate() and job.returncode == 0
+    assert len(kept(shared)) > 4 and differ(alone, shared) == []
+
+@pytest.mark.parametrize("script, journal, victim", [("dpo_generate", "responses", 1), *(pytest.param(*p, marks=pytest.mark.full) for p in (("dpo_generate", "responses", 0), ("dpo_rank", "rankings", 1)))])
+def test_a_killed_process_is_made_up_for(tmp_path, unbroken, script, journal, victim, record_property):
+    run, (after, before, _) = tmp_path/"run", unbroken(script)
+    shutil.copytree(before, run)
+    job = together(script, *flags(script, run))
+    files = run/f"{journal}.jsonl", run/f"{journal}.process1.jsonl"
+    while not all(lines(f) > 1 for f in files):
+        assert job.poll() is None, "it ended before it was killed"
+        time.sleep(.002)
+    os.kill(workers(job)[victim], signal.SIGKILL)
+    job.communicate()
+    assert job.returncode != 0
+    written = {line for f in files if f.exists() for line in f.read_bytes().split(b"\n")[1:-1]}
+    assert written
+    again = (together if victim else single)(script, *flags(script, run))
+    assert again.communicate() and again.returncode == 0
+    rows = (run/f"{journal}.jsonl").read_bytes().split(b"\n")[1:-1]
+    record_property("kills", {"kills": 1, "rows kept": len(written), "rows lost": len(written - {*rows}), "rows doubled": len(rows) - len({*rows}), "runs": 1, "runs unequal": int(bool(differ(run, after)))})
+    assert written <= {*rows} and differ(run, after) == []
+
+def test_a_killed_training_ends_as_one_that_never_was(tmp_path, unbroken):
+    _, before, _ = unbroken("dpo_train")
+    whole, killed = tmp_path/"whole", tmp_path/"killed"
+    for folder in (whole, killed): shutil.copytree(before, folder)
+    reference = together("dpo_train", *flags("dpo_train", whole))
+    assert reference.communicate() and reference.returncode == 0
+    job = together("dpo_train", *flags("dpo_train", killed))
+    while not (killed/"checkpoints"/"checkpoint-4").exists():
+        assert job.poll() is None, "it ended before it was killed"
+        time.sleep(.002)
+    os.kill(workers(job)[1], signal.SIGKILL)
+    job.communicate()
+    assert job.returncode != 0 and not (killed/"adapter").exists()
+    again = together("dpo_train", *flags("dpo_train", killed))
+    err = again.communicate()[1]
+    assert again.returncode == 0, err
+    assert differ(whole, killed) == []
+
+def test_a_mistake_is_said_once(tmp_path):
+    job = together("dpo_generate", "--recipe", "tiny", "--num_instructions", 100000, "--output_dir", tmp_path/"run")
+    out, err = job.communicate()
+    assert job.returncode != 0 and err.count("instructions were asked for") == 1
