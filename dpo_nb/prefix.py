@@ -66,13 +66,20 @@ def pack(
     rows:list[list[int]], # Token ids
     max_tokens:int, # Of a bin; a longer row has a bin of its own
 )->list[list[int]]: # For each bin, which rows
-    "Divide rows into bins."
-    bins, size, before = [], math.inf, []
-    for r in sorted(range(len(rows)), key=rows.__getitem__):
-        new = len(rows[r]) - common(before, rows[r]) + 1 # One more, in case it opens again
-        if size + new > max_tokens: bins.append([]); size, new = 0, len(rows[r])
-        bins[-1].append(r); size, before = size + new, rows[r]
-    return bins
+    "Divide rows into as few bins as possible, of like size."
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    new = [len(rows[r]) - common(rows[before], rows[r]) + 1 for before, r in zip(order, order[1:])] # One more, in case it opens again
+    def fill(limit):
+        bins, size = [], math.inf
+        for r, more in zip(order, [0, *new]):
+            if size + more > limit: bins.append([]); size, more = 0, len(rows[r])
+            bins[-1].append(r); size += more
+        return bins
+    count, low, high = len(fill(max_tokens)), 0, max_tokens
+    while high - low > max(1, max_tokens // 32):
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(fill(middle)) == count else (middle, high)
+    return fill(high)
 
 # %% ../nbs/04_prefix.ipynb #5cdf271b
 def plain(

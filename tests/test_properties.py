@@ -1,5 +1,5 @@
 "What must hold for any input, tried on many that hypothesis makes up: always the same ones, and others with --full."
-import itertools, json, tempfile, tracemalloc
+import copy, itertools, json, tempfile, tracemalloc
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +12,7 @@ from dpo_nb.generate import pick
 from dpo_nb.models import load_lm
 from dpo_nb.pairrm import pair_scores
 from dpo_nb.preferences import RULES, load_pairs, make_pairs, pairs_of, save_pairs
-from dpo_nb.prefix import grow, pack, visible
+from dpo_nb.prefix import grow, pack, share_prefixes, visible
 from dpo_nb.records import *
 from test_templates import added, lm_for
 
@@ -360,3 +360,28 @@ def test_bins_hold_each_row_once_and_keep_their_limit(drawn, limit):
     bins = pack(rows, limit)
     assert sorted(r for b in bins for r in b) == [*range(len(rows))]
     assert all(len(grow([rows[r] for r in b], [start] * len(b)).ids) <= limit for start in (0, 9) for b in bins if len(b) > 1) # All is scored, or nothing
+
+@pytest.fixture(scope="module")
+def both():
+    "A random Llama as TRL has it, and its twin on shared prefixes."
+    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+    from trl.trainer.utils import add_fused_lm_head
+    set_seed(0)
+    usual = LlamaForCausalLM(LlamaConfig(vocab_size=11, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, initializer_range=.3))
+    shared = copy.deepcopy(usual)
+    for model in (usual, shared): add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+    assert share_prefixes(shared, 12) == ""
+    return usual, shared
+
+@given(drawn=starting)
+def test_shared_prefixes_give_what_trl_gives(both, drawn):
+    width, found = max(len(row) for row, _ in drawn), []
+    assume(width > 1) # Of rows of one token nothing is scored
+    pad = lambda values, fill: values + [fill] * (width - len(values))
+    batch = dict(input_ids=[pad(r, 0) for r, _ in drawn], attention_mask=[pad([1] * len(r), 0) for r, _ in drawn], labels=[pad([-100] * min(s, len(r)) + r[s:], -100) for r, s in drawn])
+    for model in both:
+        model.zero_grad()
+        out = model(**{k: torch.tensor(v) for k, v in batch.items()}, fused_lm_head=True)
+        (out.log_probs * torch.linspace(-1, 1, out.log_probs.numel()).view_as(out.log_probs)).sum().backward()
+        found.append([out.log_probs, out.entropy, out.mean_logits, out.label_mask, *(p.grad for p in model.parameters())])
+    for a, b in zip(*found): assert (a.float() - b.float()).abs().max() <= 1e-5 * max(1, a.float().abs().max())
