@@ -264,7 +264,8 @@ def plot_curves(
             values = [h[key] for h in history]
             ax.plot(steps, values, color=colour, alpha=.25); ax.plot(steps, smooth(values), color=colour, label=key.rpartition("/")[2])
         ax.set(title=title, xlabel="step"); ax.spines[["top", "right"]].set_visible(False)
-    for ax, y, text in zip(axes, [math.log(2), 0, .5], ["ln 2", "", "chance"]):
+    begins = steps and steps[0] == 1 and abs(history[0]["loss"] - math.log(2)) < .01 # Not with an sft term, for instance
+    for ax, y, text in list(zip(axes, [math.log(2), 0, .5], ["ln 2", "", "chance"]))[0 if begins else 1:]:
         ax.axhline(y, color="grey", lw=1, ls="--"); ax.annotate(text, (1.01, y), xycoords=("axes fraction", "data"), va="center", color="grey", fontsize=8)
     for ax, alarm in product(axes, alarms): ax.axvline(alarm.step, color="tab:red", lw=1, ls=":")
     axes[3].legend(frameon=False)
@@ -312,7 +313,7 @@ class Health:
         file:str|Path, # Where the logged steps are kept, one JSON object a line; alarms and looks go into health.jsonl beside it
         every:float=3., # Seconds between two drawings in a notebook, at least
         stop:bool=False, # Whether an alarm ends the training
-        looks:int=4, # How often answers are sampled on the way
+        looks:int=4, # How often answers are sampled on the way; at most every tenth step
         fall:float=.3, # The chosen responses may lose this much log-probability a token
         ends:float=.25, # This share of the answers may stop ending by themselves
         stretch:float=1.5, # Answers may become this many times longer, or shorter
@@ -335,7 +336,7 @@ def seen_in_steps(self:Health,
     lost, margin = -recent("rewards/chosen") / beta / length, recent("rewards/margins")
     if lost > self.fall: yield "chosen responses become unlikely", f"each token of theirs has lost {lost:.2f} nats against the reference, which makes a response of {length:.0f} tokens e^{lost * length:.0f} times less likely; more than {self.fall:g} is too much"
     if n >= max(10, total / 2) and abs(margin) < .1 * beta: yield "nothing is learned", f"after {n} of {total} steps the reward margin is {margin:.4f}, where it was at the start"
-    if n == 6 <= total // 2 and min(h["rewards/accuracies"] for h in history[1:6]) == 1: yield "too easy", "from the second step to the sixth, every chosen response had the higher reward"
+    if n == 6 <= total // 2 and (right := sum(h["rewards/accuracies"] for h in history[1:]) / 5) > .97: yield "too easy", f"from the second step to the sixth, {right:.0%} of the chosen responses had the higher reward"
     if sum(h["grad_norm"] is None for h in history[-10:]) >= 5: yield "gradients overflow", f"of the last 10 steps, {sum(h['grad_norm'] is None for h in history[-10:])} changed nothing, because a gradient was not finite"
 
 # %% ../nbs/11_dpo.ipynb #e4a5cc35
@@ -448,7 +449,7 @@ def watch(self:Health,
     if process().number: return # The first watches for all
     if n == 1: state.log_history.insert(0, self.first); self.sound(state, self.labels())
     self.sound(state, self.seen_in_steps(logged(state.log_history), total, self.beta, self.length))
-    if self.looks and (n == total or n % -(-total // self.looks) == 0):
+    if self.looks and (n == total or n % max(10, -(-total // self.looks)) == 0):
         state.log_history.append(self.look(n))
         self.sound(state, self.seen_in_looks([h for h in state.log_history if "finished" in h]))
 

@@ -22,7 +22,7 @@ from dpo_nb.preferences import load_preferences, make_pairs, save_pairs
 from dpo_nb.dpo import load_adapter, merge_adapter, train_dpo
 from dpo_nb.evaluate import compare, wins
 from dpo_nb.recipes import recipes, run_recipe
-from dpo_nb.cli import dpo_demo, dpo_evaluate, dpo_generate, dpo_pairs, dpo_rank, dpo_train
+from dpo_nb.cli import dpo_demo, dpo_evaluate, dpo_generate, dpo_pairs, dpo_rank, dpo_run, dpo_train
 
 PAGE = Path(__file__).parents[1]/"nbs"/"bad_input.md"
 
@@ -647,7 +647,7 @@ training("a rank as text", "lora_r must be a whole number … found '16'", lora_
 training("a learning rate of 0", "learning_rate must be a number above 0; found 0.0", learning_rate=0.)
 training("a learning rate that is NaN", "learning_rate must be a number above 0; found nan", learning_rate=math.nan)
 training("a learning rate as text", "learning_rate must be a number … found '5e-5'", learning_rate="5e-5")
-training("a learning rate that is far too high", "the loss is nan at step 2 … Lower the learning rate", tuple(pair(f"What is {a} + 1?") for a in range(8)), new="run/training.json", learning_rate=1e30, batch_size=2, num_epochs=4, max_grad_norm=0)
+training("a learning rate that is far too high", "the loss is nan at step 2 … Lower the learning rate", tuple(pair(f"What is {a} + 1?") for a in range(8)), new="run/", learning_rate=1e30, batch_size=2, num_epochs=4, max_grad_norm=0)
 training("a negative number of epochs", "num_epochs must be a number above 0; found -1", num_epochs=-1)
 training("a batch of 0 pairs", "batch_size must be a whole number above 0; found 0", batch_size=0)
 training("a beta of 0", "beta must be a number above 0; found 0.0", beta=0.)
@@ -656,6 +656,8 @@ training("a mistyped field of TRL", "no field 'loss_typ' … The nearest: loss_t
 training("a loss that TRL does not know", "loss_type 'dpo' … sigmoid", loss_type="dpo")
 training("a field that is set by another name", "output_dir cannot be given … it is set by `out`", output_dir="there")
 training("a field of TRL with a text for a number", "TRL refuses these settings … warmup_steps='many' … Look up their types", warmup_steps="many")
+training("a field on which the restart depends", "train_sampling_strategy cannot be given … the restart of a training depends on it", train_sampling_strategy="group_by_length")
+training("a learning rate under which the chosen responses become unlikely, and `stop_on_alarm`", "stopped by an alarm: … (step … start again without `stop_on_alarm`", tuple(pair(f"What is {a} + 1?") for a in range(40)), new="run/", learning_rate=.05, batch_size=4, num_epochs=2, stop_on_alarm=True)
 training("a report to a package that is not installed", "wandb … pip install wandb", report_to="wandb")
 
 @happens(TRAINING, "one pair that is too long among good ones", "left out: 1 of 2 pairs … row 1: 3,012 tokens … All: `.dropped`", new="run/")
@@ -865,6 +867,9 @@ stage("dpo_rank when dpo_generate was broken off", "dpo_rank: run/responses.json
 stage("a text that was edited in instructions.jsonl", "dpo_rank: run/instructions.jsonl, line 2 … does not belong to these messages … Restore the line", dpo_rank, lambda: (stages(), edit("run/instructions.jsonl", asked()[1].text, "Why?")))
 stage("the folder of a run of another recipe", "dpo_demo: run is the run of another recipe (beta: 0.1 there, 0.2 now) … use another folder", dpo_demo, lambda: Run("run", recipes["tiny"]), "--beta", ".2")
 stage("a recipe.json that is cut", "dpo_demo: run/recipe.json is damaged … use another run folder … dpo_generate and the other scripts go on", dpo_demo, lambda: (Run("run", recipes["tiny"]), cut("run/recipe.json")))
+@case(FOLDERS, "`dpo_run notes`: a folder that is no run's", "dpo_run: notes is no run folder (it has no recipe.json) … Give a recipe", error=SystemExit)
+def _(): Path("notes").mkdir(); return lambda: dpo_run(["notes"])
+
 stage("a folder of one's own with an adapter in it", "dpo_demo: run is no run folder … has 'adapter' … Use another folder", dpo_demo, lambda: write("run/adapter/adapter_config.json", "{}"))
 
 # Recipes and flags
