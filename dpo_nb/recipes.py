@@ -32,7 +32,7 @@ from .prefix import forward_inputs, grow, pack, share_prefixes, why_not_shared, 
 from .generate import check_sampling, generate, Rows
 from .pairrm import checkpoint_folder, deberta_v3, encoder_config, read_config, read_pair_tokenizer, token_budget, PairRanker, PairRM
 from .preferences import make_pairs, save_pairs, Pairs, RULES
-from .dpo import check_fields, check_reference, check_start, find_file, linear_layers, load_adapter, lora_config, past, train_dpo, trained_on, Groups, Training
+from .dpo import check_fields, check_reference, check_start, find_file, linear_layers, load_adapter, lora_config, past, quiet, train_dpo, trained_on, Groups, Training
 from .evaluate import compare, complete, measures, plot_comparison, Comparison
 
 # %% ../nbs/16_recipes.ipynb #aa21e379
@@ -463,6 +463,7 @@ def depths(
     return (2, 3) if alike and size(2) + (size(3) - size(2)) * (count - 2) == held(shape.model) else (count,)
 
 # %% ../nbs/16_recipes.ipynb #b36290f5
+@quiet()
 def add_adapter(
     model, # A causal language model; it is changed
     r:int, # Rank
@@ -489,6 +490,7 @@ def pretending(
         model.to_empty(device="cpu")
         yield
 
+@quiet()
 def rehearse_at(
     shape:Shape,
     layers:int, # How many the model has
@@ -646,6 +648,7 @@ def recite(
     return tally.takes()
 
 # %% ../nbs/16_recipes.ipynb #c5514bf8
+@quiet()
 def checkpointed(
     model, # With an adapter; it is changed
     checkpointing:bool, # Whether its layers are computed again
@@ -809,17 +812,15 @@ def time_of(
         start = time.perf_counter(); work(); wait(); times.append(time.perf_counter() - start)
     return statistics.median(times)
 
-# %% ../nbs/16_recipes.ipynb #92791286
+# %% ../nbs/16_recipes.ipynb #f34df32c
 @torch.no_grad()
-def this_machine(
-    device:str|None=None, # As torch names it; `None` = the fastest
-    threads:int|None=None, # Of torch; `None` = as many as it has
-)->Machine:
-    "What this machine has, measured."
+def speeds(
+    device:str, # As torch names it
+    dtype:str, # Its usual precision
+)->tuple[dict[str,float],float,float]: # `flops`, `bandwidth` and `op` of a `Machine`
+    "How fast a device is."
     from transformers import LlamaConfig, LlamaForCausalLM
-    device, before, flops = check_device(device or best_device()), torch.get_num_threads(), {}
-    side, dtype = 1024 if device == "cpu" else 4096, str(best_dtype(device)).removeprefix("torch.")
-    torch.set_num_threads(threads or before)
+    side, flops = 1024 if device == "cpu" else 4096, {}
     for kind in {"float32", dtype}:
         a = torch.ones(side, side, device=device, dtype=getattr(torch, kind))
         flops[kind] = 2 * side**3 / time_of(lambda: a @ a, device)
@@ -828,9 +829,21 @@ def this_machine(
     model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=1)).to(device).eval()
     ids = torch.zeros(1, 1, device=device, dtype=torch.long)
     with Tally() as tally: model(ids)
-    op = time_of(lambda: model(ids), device) / tally.ops
-    torch.set_num_threads(before)
-    return Machine(device, dtype, free_memory(device), flops, bandwidth, op)
+    return flops, bandwidth, time_of(lambda: model(ids), device) / tally.ops
+
+# %% ../nbs/16_recipes.ipynb #92791286
+def this_machine(
+    device:str|None=None, # As torch names it; `None` = the fastest
+    threads:int|None=None, # Of torch; `None` = as many as it has
+)->Machine:
+    "What this machine has, measured."
+    device, before = check_device(device or best_device()), torch.get_num_threads()
+    dtype = str(best_dtype(device)).removeprefix("torch.")
+    torch.set_num_threads(threads or before)
+    try: measured = speeds(device, dtype)
+    finally: torch.set_num_threads(before)
+    if device.startswith("cuda"): torch.cuda.empty_cache() # What was measured with
+    return Machine(device, dtype, free_memory(device), *measured)
 
 # %% ../nbs/16_recipes.ipynb #829efea7
 T4 = Machine("cuda", "float16", memory=14.4, flops=dict(float16=65e12 / 2, float32=8.1e12 / 2), bandwidth=320e9 / 2, op=20e-6)
