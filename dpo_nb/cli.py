@@ -15,7 +15,7 @@ if os.environ.get("RANK", "0") != "0": os.environ["TQDM_DISABLE"] = "1";
 
 # %% ../nbs/17_cli.ipynb #adc03270
 import argparse, difflib, errno, json, os, re, signal, sys, time, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -212,7 +212,7 @@ def one_line(
         print(text, file=sys.stderr); sys.exit(code)
     if process().number: sys.stdout = open(os.devnull, "w"); warnings.simplefilter("ignore") # The first process speaks for all
     try:
-        with stoppable(): yield
+        with stoppable() if process().count == 1 else nullcontext(): yield # Of several, one that waits for others would not hear it
     except KeyboardInterrupt as e:
         if process().number: sys.exit(1)
         end("\nStopped. The same command goes on where it was.", 128 + (e.args or [signal.SIGINT])[0])
@@ -329,7 +329,7 @@ def dpo_train(
     with one_line("dpo_train"):
         r, given = parse("dpo_train", "Train a LoRA adapter on preference pairs with DPO.",
             "--model meta-llama/Llama-3.2-1B-Instruct --num_epochs 3 --output_dir runs/mine",
-            "model adapter reference learning_rate num_epochs batch_size gradient_accumulation max_length beta lora_r lora_alpha stop_on_alarm dpo seed dtype quantization revision threads", args,
+            "model adapter reference learning_rate num_epochs batch_size gradient_accumulation max_length beta lora_r lora_alpha looks stop_on_alarm dpo seed dtype quantization revision threads", args,
             dataset=dict(metavar="PAIRS", help="pairs: a folder of dpo_pairs, a file with prompt, chosen and rejected, or a dataset on the hub as owner/name:split [DIR/pairs]"))
         from dpo_nb.preferences import load_preferences
         from dpo_nb.recipes import check_recipe, load_model, training_stage
@@ -399,5 +399,6 @@ def dpo_run(
         parser = Flags(prog="dpo_run", description="Run, or go on with, the recipe in a folder.", epilog="Example: torchrun --nproc_per_node 2 --no-python dpo_run runs/mine")
         parser.add_argument("folder", metavar="DIR", help="of a run: it has a recipe.json")
         folder = parser.parse_args(args).folder
+        if not Path(folder, "recipe.json").is_file(): raise ValueError(f"{folder} is no run folder (it has no recipe.json). Begin a run with dpo_demo --output_dir {folder}; after that, dpo_run goes on with it.")
         from dpo_nb.recipes import run_recipe
         show_result(run_recipe(Run(folder).recipe, folder))

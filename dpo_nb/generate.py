@@ -399,7 +399,7 @@ class Asked:
         self.apart = Journal(self.file, Withheld, self.settings, shared=False) if out and self.file.exists() and not process().number else None
         self.journal = Journal(out, Response, self.settings) if out else None
         self.there, self.withheld = dict(self.journal.rows) if out else {}, dict(self.apart.rows) if self.apart else {}
-        self.todo = [(i, k) for i, k in self.wanted if (i.id, k) not in self.there and (i.id, k) not in self.withheld and not process().number]
+        self.todo = [(i, k) for i, k in self.wanted if (i.id, k) not in self.there and (i.id, k) not in self.withheld and not (out and process().number)]
 
     def _state(self): return f" {len(self.there)} of {len(self.wanted)} responses are in {self.journal.path}; the same call goes on from there." if self.journal else ""
 
@@ -437,7 +437,7 @@ def run(self:Asked)->list[Response]: # Those that are there, in the order of the
     if self.withheld and self.journal and not self.apart: self.apart = Journal(self.file, Withheld, self.settings, shared=False)
     if self.apart: self.apart.append([w for k, w in self.withheld.items() if k not in self.apart.rows])
     for journal in (self.apart, self.journal):
-        if journal and not journal.complete: journal.finish()
+        if journal: journal.finish()
     if self.journal: self.there = self.journal.rows
     if self.withheld: warnings.warn(withheld_message(self.withheld, self.instructions) + (f" All are in {self.file}; to ask for them again, remove that file and start again." if self.file else ""))
     return [self.there[i.id, k] for i, k in self.wanted if (i.id, k) in self.there]
@@ -512,6 +512,6 @@ def generate(
             new = {r.key: r for r in made if r.key not in done}
             if journal: journal.append([*new.values()])
             done |= new
-    if journal and not journal.complete: journal.finish()
+    if journal: journal.finish()
     if journal: done = journal.rows
     return [done[i.id, k] for i in instructions for k in range(n)]

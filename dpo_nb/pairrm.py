@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from .instructions import hub_token, no_answer
 from .records import *
 from .tiny import tiny_path
+from .models import best_device
 
 # %% ../nbs/07_pairrm.ipynb #55578d84
 def pair_scores(
@@ -400,7 +401,7 @@ def load(
     (tokenizer, file), model = read_pair_tokenizer(folder, config), read_ranker(config, weights)
     settings = dict(weights=sha256(weights), tokenizer=sha256(file), dtype=str(dtype),
         source_maxlength=tokenizer.source_maxlength, candidate_maxlength=tokenizer.candidate_maxlength)
-    return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype), tokenizer, settings, max_tokens, group)
+    return cls(model.to(device or (best_device() if torch.cuda.is_available() else "cpu"), dtype), tokenizer, settings, max_tokens, group)
 
 # %% ../nbs/07_pairrm.ipynb #ad1fe3f3
 @patch
@@ -497,7 +498,9 @@ def rank(self:PairRM,
     out:str|Path|None=None, # Journal to keep and continue
 )->list[Ranking]: # One an instruction that has responses; higher score = better
     "Rank the responses of each instruction."
-    judge = self.as_begun(out)
+    with in_turn(): # GPUs of the same kind may have more or less memory free: the first decides for all
+        judge = self.as_begun(out)
+        if out and not process().number: Journal(out, Ranking, dict(judge=self.name, **judge.settings), shared=False)
     def score(groups):
         said = [(conversation(instruction), texts) for instruction, texts in groups]
         return judge.judge_each([(source, [lead + t for t in texts]) for (source, lead), texts in said])

@@ -32,7 +32,7 @@ from .prefix import forward_inputs, grow, pack, share_prefixes, why_not_shared, 
 from .generate import check_sampling, generate, Rows
 from .pairrm import checkpoint_folder, deberta_v3, encoder_config, read_config, read_pair_tokenizer, token_budget, PairRanker, PairRM
 from .preferences import make_pairs, save_pairs, Pairs, RULES
-from .dpo import check_fields, check_reference, check_start, find_file, linear_layers, load_adapter, lora_config, past, quiet, train_dpo, trained_on, Groups, Training
+from .dpo import check_fields, check_reference, check_start, find_file, linear_layers, load_adapter, lora_config, past, quiet, train_dpo, trained_on, Groups, KNOWN, LOOKED_AT, LOOKED_FOR, REFERENCE, Training
 from .evaluate import compare, complete, measures, plot_comparison, Comparison
 
 # %% ../nbs/16_recipes.ipynb #aa21e379
@@ -201,7 +201,7 @@ def training_stage(
     "Pairs → adapter."
     with alone(folder):
         return train_dpo(lm, dataset, folder, seen=seen, learning_rate=r.learning_rate, num_epochs=r.num_epochs, batch_size=r.batch_size, gradient_accumulation=r.gradient_accumulation, max_length=r.max_length,
-                         beta=r.beta, lora_r=r.lora_r, lora_alpha=r.lora_alpha, reference=r.reference, seed=r.seed, stop_on_alarm=r.stop_on_alarm, **r.dpo)
+                         beta=r.beta, lora_r=r.lora_r, lora_alpha=r.lora_alpha, reference=r.reference, seed=r.seed, looks=r.looks, stop_on_alarm=r.stop_on_alarm, **r.dpo)
 
 # %% ../nbs/16_recipes.ipynb #101a57c3
 def evaluation_stage(
@@ -325,9 +325,10 @@ def launch(
     if held > .5: raise ValueError(f"this notebook holds {held:.1f} GiB on the GPU, which the processes need. Delete what holds them (del lm, for instance), or restart the notebook.")
     count = str(processes or max(1, torch.cuda.device_count()))
     command = ["torch.distributed.run", "--standalone", "--nproc_per_node", count, "--no-python", sys.executable, "-c", "from dpo_nb.cli import dpo_run; dpo_run()", str(folder)]
-    with subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
-        for line in job.stdout: say(line.rstrip())
-    if job.returncode: raise ValueError(f"the processes on {folder} have ended with an error; it stands in what they said. What is done is kept: launched again, they go on from there.")
+    wrong, env = "", os.environ | dict(TQDM_DISABLE="1", PYTHONUNBUFFERED="1") # A bar would be a line each time it moves
+    with subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env) as job:
+        for line in job.stdout: say(line.rstrip()); wrong = line.strip() if line.startswith("dpo_run: ") else wrong
+    if job.returncode: raise ValueError(f"the processes on {folder} have ended with an error. {wrong or 'It stands in what they said.'} What is done is kept: launched again, they go on from there.")
     return run
 
 # %% ../nbs/16_recipes.ipynb #a1915137
@@ -583,7 +584,6 @@ def writing(
 
 # %% ../nbs/16_recipes.ipynb #5b2d01a8
 BIN = inspect.signature(share_prefixes).parameters["max_tokens"].default # Tokens
-REFERENCE = 32 # Pairs a forward of the reference, as in `hold_to`
 
 def pair_counts(
     r:Recipe, # Its rule, and responses an instruction
@@ -592,15 +592,15 @@ def pair_counts(
     n = r.responses_per_instruction
     return dict(best_worst=(2, 1), best_rest=(n, n - 1), all=(n, n * (n - 1) // 2))[r.pairs]
 
-def forwards(
+def divided(
     r:Recipe, # Its instructions and pairs
     batch_size:int, # Pairs a forward
     accumulation:int=1, # Forwards a step
-)->Counter: # Instructions of a forward → how many forwards of an epoch have as many
+)->tuple[int,Counter]: # Steps of an epoch; instructions of a forward → how many forwards of an epoch have as many
     "How an epoch is divided."
     _, pairs = pair_counts(r)
     groups = Groups([(i,) for i in range(r.num_instructions) for _ in range(pairs)], batch_size, accumulation)
-    return Counter(len(b) // pairs for b in groups.batches(range(r.num_instructions)))
+    return groups.steps, Counter(len(b) // pairs for b in groups.batches(range(r.num_instructions)))
 
 # %% ../nbs/16_recipes.ipynb #2fcb594f
 def bins(
@@ -872,8 +872,7 @@ def in_training(
 # %% ../nbs/16_recipes.ipynb #8c01b382
 PARTS = "weights activations logits optimizer cache".split()
 SPARE = .1 # Share of the free memory
-ANSWERS = 16 # Instructions at a time, as in `complete`
-LOOKS, LOOKED_AT, KNOWN = 5, 16, 8 # How often `Health` looks in a training, at how many prompts, and at how many pairs
+ANSWERS = inspect.signature(complete).parameters["batch_size"].default # Instructions that are answered at a time
 
 @dataclass(frozen=True)
 class Plan:
@@ -898,6 +897,10 @@ class Plan:
     def amp(self): return self.machine.cuda and self.shape.model.dtype.itemsize == 2 # Whether the trainer computes under autocast
     @property
     def checkpointing(self): return self.r.dpo.get("gradient_checkpointing", True)
+    @property
+    def reads(self): return divided(self.r, self.r.batch_size if why_not_shared(self.shape.model, sum(in_training(self.r, *self.longest))) else REFERENCE)[1] # Forwards of the reference
+    @property
+    def learns(self): return divided(self.r, self.r.batch_size, self.r.gradient_accumulation)[1] # Forwards of an epoch
     @property
     def usable(self): return self.machine.memory * (1 - SPARE) # GiB
 
@@ -982,16 +985,26 @@ def evaluation(self:Plan)->dict:
     judged, more, _ = self.judging(r.evaluator or r.judge, 2 * r.num_test_instructions, weights)
     return self.row("evaluation", self.precision, plural(min(ANSWERS, r.num_test_instructions), "answer"), moments + judged, 2 * seconds + more)
 
-# %% ../nbs/16_recipes.ipynb #6b69b291
+# %% ../nbs/16_recipes.ipynb #78179621
+@patch
+def look_count(self:Plan)->int:
+    "How often `Health` looks: before the first step, after the last, and in between."
+    if not self.r.looks: return 0
+    total = math.ceil(self.r.num_epochs * divided(self.r, self.r.batch_size, self.r.gradient_accumulation)[0]) # Steps
+    return 1 + math.ceil(total / max(10, math.ceil(total / self.r.looks)))
+
 @patch
 def looks(self:Plan)->tuple[list,float]: # Moments, and seconds
     "What `Health` takes."
-    moments, seconds = self.write(LOOKED_AT, LOOKED_AT, 1, self.weights, lora_r=self.r.lora_r)
+    if not self.r.looks: return [], 0.
+    prompts, asked = min(LOOKED_AT, self.r.num_instructions), replace(self, r=replace(self.r, max_new_tokens=min(LOOKED_FOR, self.r.max_new_tokens)))
+    moments, seconds = asked.write(prompts, prompts, 1, self.weights, lora_r=self.r.lora_r)
     (prompt, response), size = in_training(self.r, *self.longest), self.shape.model.dtype.itemsize
     tokens = min(max(BIN, prompt + response), KNOWN * (prompt + response))
     logits = min(tokens - prompt, KNOWN * response) * self.shape.config.vocab_size * (4 + 4 + size * (size < 4))
     known = rehearse(self.shape, recite, 1, tokens, self.amp)
-    return [*moments, dict(weights=self.weights, activations=known.kept, logits=logits), dict(weights=self.weights, activations=known.most + self.shape.unpacked)], LOOKS * seconds
+    moments += [m | dict(weights=self.weights) for m in (dict(activations=known.kept, logits=logits), dict(activations=known.most + self.shape.unpacked))]
+    return moments, self.look_count() * seconds
 
 # %% ../nbs/16_recipes.ipynb #7e3bb945
 @patch
@@ -1020,16 +1033,15 @@ def forward_seconds(self:Plan,
 def training_seconds(self:Plan)->float:
     "How long the reference and the steps take."
     r, again = self.r, self.checkpointing
-    reads = sum(n * self.forward_seconds(k, recite) for k, n in forwards(r, REFERENCE).items())
-    learns = forwards(r, r.batch_size, r.gradient_accumulation).items()
-    return reads + r.num_epochs * sum(n * self.forward_seconds(k, learn, again, passes=2 + again, products=3, lora_r=r.lora_r) for k, n in learns)
+    reads = sum(n * self.forward_seconds(k, recite) for k, n in self.reads.items())
+    return reads + r.num_epochs * sum(n * self.forward_seconds(k, learn, again, passes=2 + again, products=3, lora_r=r.lora_r) for k, n in self.learns.items())
 
 # %% ../nbs/16_recipes.ipynb #830ea753
 @patch
 def training(self:Plan)->dict:
     "The row of the training."
     r, parameters, cuda = self.r, self.shape.adapter(self.r.lora_r), self.machine.cuda
-    reads, learns = (fullest(self.parts(max(forwards(r, *how)), self.longest)) for how in ((REFERENCE,), (r.batch_size, r.gradient_accumulation)))
+    reads, learns = (fullest(self.parts(max(some), self.longest)) for some in (self.reads, self.learns))
     looks, seconds = self.looks()
     moments = [m | dict(weights=self.weights, optimizer=4 * parameters) for m in reference_moments(self.shape, reads, cuda)]
     moments += [m | dict(weights=self.weights, optimizer=optimizer_bytes(parameters)) for m in step_moments(self.shape, learns, cuda, self.checkpointing, r.lora_r) + looks]
@@ -1054,7 +1066,7 @@ def remedies(self:Plan,
     if self.weights / 2**30 > self.usable: return
     rows = min(r.generation_batch, r.num_instructions)
     if "generation" in lacking and rows > 1: yield "generation", dict(generation_batch=rows // 2), "fewer are answered at a time"
-    if train and r.batch_size > 1 and max(forwards(r, r.batch_size, r.gradient_accumulation)) > 1:
+    if train and r.batch_size > 1 and max(self.learns) > 1:
         k = next(k for k in range(2, r.batch_size + 1) if r.batch_size % k == 0)
         yield "training", dict(batch_size=r.batch_size // k, gradient_accumulation=r.gradient_accumulation * k), "as many pairs a step, fewer at a time"
     if train and not self.checkpointing: yield "training", dict(dpo=r.dpo | dict(gradient_checkpointing=True)), "layers are computed again and not kept, which takes longer"
@@ -1092,7 +1104,7 @@ def preflight(
         lacking = table.total[~table.fits].to_dict()
         if not lacking: return Preflight(table, r, changes)
         stage, change, why = next(plan.remedies(lacking), (max(lacking, key=lacking.get), {}, ""))
-        need = f"{stage} takes {lacking[stage]:.1f} GiB, and {plan.usable:.1f} of {machine.memory:.1f} may be used"
+        need = f"{stage} takes {lacking[stage]:.2f} GiB, and {plan.usable:.2f} of {machine.memory:.2f} may be used"
         if not change: return Preflight(table, r, [*changes, f"It does not fit: {need}. Take a smaller model, or a GPU with {math.ceil(lacking[stage] / (1 - SPARE))} GiB free."])
         changes.append(f"{', '.join(f'{k}: {getattr(r, k)} → {v}' for k, v in change.items())}, because {need}: {why}.")
         r = replace(r, **change)

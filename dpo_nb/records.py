@@ -215,7 +215,7 @@ def share(
     return work[process().number::process().count]
 
 # %% ../nbs/00_records.ipynb #fd1e6b19
-WAY_BACK = "Restore the line, or remove it and run what wrote the file again with the same settings (dpo_generate, dpo_rank or dpo_evaluate)."
+WAY_BACK = "Restore the line, or remove it and run what wrote the file again with the same settings (dpo_generate, dpo_rank, dpo_train or dpo_evaluate)."
 SOURCE = "Restore the line. To ask something else, change the source of the questions and use another run folder." # Of an instruction
 
 def to_json(
@@ -283,7 +283,7 @@ class Journal:
     "An append-only file of records that survives a killed process."
     def __init__(self,
         path:str|Path, # The file; made if missing
-        record:type, # What its lines hold: `Response` or `Ranking`
+        record:type, # What its lines hold: a dataclass with a `key`
         settings:dict|None=None, # What made the rows; a journal with others is refused. `None` = whatever made them
         shared:bool=True, # Whether all processes of a run write it together; otherwise one does
     ):
@@ -383,7 +383,7 @@ def finish(self:Journal)->list: # All rows, sorted by key
     if self.shared: meet()
     if not (self.shared and process().number):
         if self.shared: self._take_in()
-        self._mine(); self._write(complete=True)
+        if not self.complete: self._mine(); self._write(complete=True)
     if self.shared: meet()
     if self.shared and process().number: self.rows, self.part = {}, None; self._load()
     return [self.rows[k] for k in sorted(self.rows)]
@@ -504,7 +504,7 @@ def rank_each(
     made = tqdm(scored(score, name, share(todo) if journal else todo, rows), desc=f"ranking by {name}", unit="instruction", total=len(groups), initial=len(rows), delay=2, leave=False)
     if journal: journal.collect(made)
     else: rows = {r.key: r for r in made}
-    if journal and not journal.complete: journal.finish()
+    if journal: journal.finish()
     rows = journal.rows if journal else rows
     return [rows[i.id,] for i, _ in groups]
 
@@ -542,6 +542,7 @@ class Recipe:
     beta:float = .1 # How closely DPO holds the model to where it started
     lora_r:int = 16 # Rank of the adapter
     lora_alpha:int = 32 # Scale of the adapter
+    looks:int = 4 # How often the training looks at answers of its model, at most every tenth step; 0 = never
     stop_on_alarm:bool = False # Whether an alarm of the training's health ends it
     dpo:dict = field(default_factory=dict) # Any other field of TRL's `DPOConfig`
     dtype:str = "auto" # "float32", "float16", "bfloat16", or "auto" = what fits the device
@@ -615,7 +616,7 @@ def _open(self:Run, recipe):
         self.recipe = msgspec.convert(kept, Recipe)
     except (ValueError, KeyError, TypeError) as e: raise ValueError(f"{self.file} is damaged, or holds no recipe ({e}). Restore it, or use another run folder. What the stages have made does not need it: dpo_generate and the other scripts go on with that, given the same settings and --output_dir {self.path}.") from None
     wanted = as_kept(recipe or self.recipe)
-    movable = lambda fields: fields | {"endpoint": bool(fields.get("endpoint")), "stop_on_alarm": None} # A server may move, and an alarm may be overruled
+    movable = lambda fields: fields | {"endpoint": bool(fields.get("endpoint")), "stop_on_alarm": None, "looks": None} # A server may move, and an alarm may be overruled
     differ = differences(movable(kept), movable(asdict(wanted)))
     if differ: raise ValueError(f"{self.path} is the run of another recipe ({differ}). Go on with the old one, or use another folder (in the scripts: --output_dir).")
     if wanted != self.recipe: self.recipe = wanted; self._save()
