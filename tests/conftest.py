@@ -33,7 +33,7 @@ SCRIPTS = "dpo_generate", "dpo_rank", "dpo_pairs", "dpo_train", "dpo_evaluate"
 
 def flags(script, run):
     "What a script is given for the small run: seconds of work, in several blocks of generation and several checkpoints."
-    draw, rule, train, test = ("--num_instructions", 20, "--generation_batch", 1), ("--pairs", "best_rest"), ("--num_epochs", 1, "--batch_size", 8, "--dpo", '{"save_steps": 2}'), ("--num_test_instructions", 10)
+    draw, rule, train, test = ("--num_instructions", 20, "--generation_batch", 1), ("--pairs", "best_rest"), ("--num_epochs", 1, "--batch_size", 4, "--gradient_accumulation", 2, "--dpo", '{"save_steps": 2}'), ("--num_test_instructions", 10)
     there = {"dpo_evaluate": ("--adapter", f"tuned={run}/adapter", "--output_file", f"{run}/evaluation.csv")}.get(script, ("--output_dir", run))
     own = dict(dpo_generate=draw, dpo_pairs=rule, dpo_train=train, dpo_evaluate=test, dpo_demo=(*draw, *rule, *train, *test)).get(script, ())
     return [str(a) for a in ("--recipe", "tiny", *there, *own)]

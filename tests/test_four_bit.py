@@ -47,14 +47,14 @@ class Dtypes(TorchDispatchMode):
         self.seen |= {t.dtype for t in (made if isinstance(made, (tuple, list)) else [made]) if isinstance(t, torch.Tensor)}
         return made
 
-def t4_trainer(folder, start=None):
+def t4_trainer(folder, start=None, growth_interval=2000, **how):
     "A trainer as on a T4: nf4, float16, gradient checkpointing, and a gradient scaler (Accelerate gives one to a GPU only)."
     lm = load_lm("tiny", dtype="float16", device="cpu", quantization="nf4")
     tokens, dropped = tokenize_pairs(lm, pairs(32))
-    config = dpo_config(lm, folder/"checkpoints", batch_size=4, learning_rate=1e-3, save_steps=4, fp16=True, gradient_checkpointing=True, lr_scheduler_type="constant")
+    config = dpo_config(lm, folder/"checkpoints", batch_size=4, learning_rate=1e-3, save_steps=4, fp16=True, gradient_checkpointing=True, lr_scheduler_type="constant", **how)
     trainer = make_trainer(lm, tokens, config, lora_config(lm.model), Health(folder/"training.jsonl"), start)
     keep_settings(folder, {}, trainer, dropped)
-    trainer.accelerator.native_amp, trainer.accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.**23)
+    trainer.accelerator.native_amp, trainer.accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.**23, growth_interval=growth_interval)
     return lm, trainer
 
 def test_float16_with_a_gradient_scaler(tmp_path):
@@ -84,6 +84,11 @@ def test_float16_with_a_gradient_scaler(tmp_path):
     hold_to(further, "start", tmp_path/"further"/"reference.jsonl")
     first = run_training(further)[0]
     assert abs(first["rewards/margins"]) < 1e-3 and abs(first["rewards/chosen"]) < 1e-3
+
+def test_gradients_that_overflow_again_and_again_raise_an_alarm(tmp_path):
+    _, trainer = t4_trainer(tmp_path, growth_interval=1, num_epochs=4) # The scaler is too bold: after each step that went well it doubles
+    with pytest.warns(UserWarning, match="gradients overflow"): run_training(trainer)
+    assert "gradients overflow" in [a.name for a in read_training(tmp_path).alarms]
 
 def test_where_there_are_several_gpus_one_is_used(tmp_path, monkeypatch):
     "`transformers` counts the GPUs of this machine as torch does; what it would do with two is seen by letting torch say two."

@@ -44,7 +44,7 @@ def test_a_run_is_that_of_one_process(tmp_path, unbroken):
     out, err = job.communicate()
     assert job.returncode == 0, err
     assert seen >= {0, 1, "responses.process1.jsonl", "rankings.process1.jsonl"}, seen
-    assert out.count("DPO on") == 1 and out.count("win rate") == 1 # The first process speaks for both
+    assert out.count("DPO on") == 1 and out.count("tuned against base, judged by") == 1 # The first process speaks for both
     assert {name for name in differ(run, one) if not name.startswith("evaluation")} <= {*TRAINED} and not [*run.rglob("*.process*")]
     assert (run/"evaluation"/"base.jsonl").read_bytes() == (one/"evaluation"/"base.jsonl").read_bytes()
     loss, weight = close(run, one)
@@ -81,6 +81,7 @@ def test_a_killed_process_is_made_up_for(tmp_path, unbroken, script, journal, vi
     record_property("kills", {"kills": 1, "rows kept": len(written), "rows lost": len(written - {*rows}), "rows doubled": len(rows) - len({*rows}), "runs": 1, "runs unequal": int(bool(differ(run, after)))})
     assert written <= {*rows} and differ(run, after) == []
 
+@pytest.mark.full
 def test_a_killed_training_ends_as_one_that_never_was(tmp_path, unbroken):
     _, before, _ = unbroken("dpo_train")
     whole, killed = tmp_path/"whole", tmp_path/"killed"
@@ -98,6 +99,25 @@ def test_a_killed_training_ends_as_one_that_never_was(tmp_path, unbroken):
     err = again.communicate()[1]
     assert again.returncode == 0, err
     assert differ(whole, killed) == []
+
+GROWN = """
+import sys
+from dpo_nb.records import *
+out, count = sys.argv[1:]
+asked = [Instruction.ask(f"Question {k}?") for k in range(int(count))]
+given = [Response(i.id, k, "word " * (k + n + 1), 1, True) for n, i in enumerate(asked) for k in range(2)]
+longest = lambda groups: [([float(len(t)) for t in texts], {}) for _, texts in groups]
+for some in (3, 5, len(asked)):
+    ids = {i.id for i in asked[:some]}
+    print(process().number, len(rank_each(longest, "longest", asked[:some], [r for r in given if r.instruction_id in ids], out)))
+"""
+
+def test_a_finished_journal_may_grow(tmp_path):
+    for count, out in ((2, tmp_path/"two.jsonl"), (1, tmp_path/"one.jsonl")):
+        job = subprocess.run([BIN/"torchrun", "--standalone", "--nproc_per_node", str(count), "--no-python", sys.executable, "-c", GROWN, str(out), "8"], capture_output=True, text=True)
+        assert job.returncode == 0, job.stderr
+        assert sorted(job.stdout.split("\n")[:-1]) == sorted(f"{p} {n}" for p in range(count) for n in (3, 5, 8))
+    assert (tmp_path/"two.jsonl").read_bytes() == (tmp_path/"one.jsonl").read_bytes()
 
 def test_a_mistake_is_said_once(tmp_path):
     job = together("dpo_generate", "--recipe", "tiny", "--num_instructions", 100000, "--output_dir", tmp_path/"run")
