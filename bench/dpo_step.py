@@ -10,7 +10,7 @@ the policy and of the reference, the loss, and the gradients, in CPU seconds of 
   system        one pair a prompt, behind a system text of 300 tokens that all prompts share
 
 `floor` is the share of our time that a bare model needs for the same number of distinct tokens, in full rows without padding: forward, backward, and
-the forward of the reference. Losses are compared with TRL's (in nats), and gradients (the norm of the difference, as a share of the norm).
+the forward of the reference. In float64, the loss of two pairs is compared with TRL's, and their gradient (the norm of the difference, as a share of the norm).
 
     python bench/dpo_step.py [--quick] [--seed 0]
 """
@@ -97,6 +97,14 @@ def floor(trainer, batches, width=512):
         seconds += (time.process_time() - start) * tokens / rows.numel()
     return seconds
 
+def difference(trl, ours, pairs):
+    "How far loss and gradient are apart on two pairs, computed in float64: where chosen and rejected cancel out, float32 has few digits left."
+    for trainer in (trl, ours): trainer.model.double()
+    batch = trl.data_collator(pairs[:2])
+    [(a, grads)], [(b, others)] = (steps(trainer, [batch])[0] for trainer in (trl, ours))
+    norm = lambda tensors: math.sqrt(sum(t.square().sum().item() for t in tensors))
+    return abs(a - b), norm([x - y for x, y in zip(grads, others)]) / norm(grads)
+
 def main():
     import tempfile
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -111,12 +119,9 @@ def main():
             trl, ours = trainers_on(drawn[0], folder, 2 if given.quick else 4)
             batches = [trl.data_collator(pairs) for pairs in drawn]
             for trainer in (trl, ours): steps(trainer, [trl.data_collator([{k: ids[:9] for k, ids in drawn[0][0].items()}])]) # What is prepared once
-            usual, slow = steps(trl, batches)
-            shared, fast = steps(ours, batches)
+            slow, fast = (steps(trainer, batches)[1] for trainer in (trl, ours))
             bare = floor(trl, drawn)
-            for (a, grads), (b, others) in zip(usual, shared):
-                norm = lambda tensors: math.sqrt(sum(t.double().square().sum().item() for t in tensors))
-                apart = [max(apart[0], abs(a - b)), max(apart[1], norm([x - y for x, y in zip(grads, others)]) / norm(grads))]
+            apart = [max(pair) for pair in zip(apart, difference(trl, ours, drawn[0]))]
             padded, unique = sum(b["input_ids"].numel() for b in batches), sum(distinct(b)[0] for b in drawn)
             table[name] = dict(trl=slow, ours=fast, floor=bare, padded=padded, unique=unique)
     print(f"{'':12}{'batches':>8}{'tokens':>9}{'distinct':>10}{'TRL, CPU s':>12}{'shared':>9}{'ratio':>7}{'floor':>7}")

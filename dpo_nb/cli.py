@@ -329,7 +329,7 @@ def dpo_train(
     with one_line("dpo_train"):
         r, given = parse("dpo_train", "Train a LoRA adapter on preference pairs with DPO.",
             "--model meta-llama/Llama-3.2-1B-Instruct --num_epochs 3 --output_dir runs/mine",
-            "model adapter reference learning_rate num_epochs batch_size gradient_accumulation max_length beta lora_r lora_alpha looks stop_on_alarm dpo seed dtype quantization revision threads", args,
+            "model adapter reference learning_rate num_epochs batch_size gradient_accumulation max_length beta lora_r lora_alpha stop_on_alarm dpo seed dtype quantization revision threads", args,
             dataset=dict(metavar="PAIRS", help="pairs: a folder of dpo_pairs, a file with prompt, chosen and rejected, or a dataset on the hub as owner/name:split [DIR/pairs]"))
         from dpo_nb.preferences import load_preferences
         from dpo_nb.recipes import check_recipe, load_model, training_stage

@@ -12,8 +12,8 @@ __all__ = ['FIXED', 'ADVICE', 'LOOKED_AT', 'LOOKED_FOR', 'KNOWN', 'COUNTED', 'AD
            'read_base', 'trained_on', 'instruction_traces', 'read_adapter', 'check_adapter', 'Tuned', 'load_adapter',
            'check_shape', 'load_start', 'Reference', 'hold_to', 'Training', 'read_training', 'pairs_digest',
            'check_training', 'keep_settings', 'run_training', 'check_numbers', 'check_reference', 'check_start', 'past',
-           'reference_settings', 'reference_file', 'train_dpo', 'base_identity', 'is_merged', 'merge_adapter',
-           'merge_report']
+           'reference_settings', 'reference_file', 'keep_training', 'train_dpo', 'base_identity', 'is_merged',
+           'merge_adapter', 'merge_report']
 
 # %% ../nbs/11_dpo.ipynb #f3e4fed6
 import copy, difflib, errno, json, math, os, random, re, shutil, sys, time, warnings
@@ -1073,6 +1073,21 @@ def reference_file(
         if file.exists() and not checkpoints(folder/"checkpoints") and differences(journal_settings(file), reference_settings(lm, settings)): file.unlink()
     return file
 
+# %% ../nbs/11_dpo.ipynb #105b2d91
+def keep_training(
+    trainer, # At its end
+    lm:LM, # What it has trained
+    folder:Path, # Gets `curves.png` and `adapter/`
+    history:list[dict], # The logged steps
+    instructions:dict[str,list[int]], # The traces of all instructions that it was trained on
+):
+    "Keep what a training has come to."
+    with in_turn():
+        if not process().number:
+            with naming(folder/"curves.png"): plot_curves(history, sounded(trainer.state.log_history)).savefig(folder/"curves.png", dpi=120)
+            save_adapter(trainer.model, lm, folder/"adapter", instructions)
+    trainer.accelerator.free_memory(); trainer.optimizer = trainer.lr_scheduler = trainer.health.trainer = None
+
 # %% ../nbs/11_dpo.ipynb #84deb0b4
 def train_dpo(
     lm:LM, # The model to start from, as from `load_lm` or `load_adapter`; it is not changed
@@ -1110,11 +1125,7 @@ def train_dpo(
     hold_to(trainer, reference if start else "base", reference_file(out, lm, settings), reference_settings(lm, settings))
     keep_settings(out, settings, trainer, dropped)
     history = run_training(trainer, newest(out/"checkpoints"))
-    with in_turn():
-        if not process().number:
-            with naming(out/"curves.png"): plot_curves(history, sounded(trainer.state.log_history)).savefig(out/"curves.png", dpi=120)
-            save_adapter(trainer.model, base, out/"adapter", instructions)
-    trainer.accelerator.free_memory(); trainer.optimizer = trainer.lr_scheduler = trainer.health.trainer = None # Memory for what comes next
+    keep_training(trainer, base, out, history, instructions)
     return read_training(out)
 
 # %% ../nbs/11_dpo.ipynb #cbdff6eb

@@ -25,7 +25,7 @@ from .models import best_device, best_dtype, check_device, why_not
 from .prefix import forward_inputs, grow, pack, share_prefixes, why_not_shared, Tree
 from .generate import Rows
 from .pairrm import deberta_v3, encoder_config, read_config, token_budget, PairRanker
-from .dpo import find_file, linear_layers, lora_config, quiet, Groups, KNOWN, LOOKED_AT, LOOKED_FOR, REFERENCE
+from .dpo import find_file, linear_layers, lora_config, quiet, train_dpo, Groups, KNOWN, LOOKED_AT, LOOKED_FOR, REFERENCE
 from .evaluate import complete
 from .recipes import check_recipe
 
@@ -571,6 +571,7 @@ def in_training(
 PARTS = "weights activations logits optimizer cache".split()
 SPARE = .1 # Share of the free memory
 ANSWERS = inspect.signature(complete).parameters["batch_size"].default # Instructions that are answered at a time
+LOOKS = inspect.signature(train_dpo).parameters["looks"].default # How often `Health` looks at answers
 
 @dataclass(frozen=True)
 class Plan:
@@ -687,14 +688,12 @@ def evaluation(self:Plan)->dict:
 @patch
 def look_count(self:Plan)->int:
     "How often `Health` looks: before the first step, after the last, and in between."
-    if not self.r.looks: return 0
     total = math.ceil(self.r.num_epochs * divided(self.r, self.r.batch_size, self.r.gradient_accumulation)[0]) # Steps
-    return 1 + math.ceil(total / max(10, math.ceil(total / self.r.looks)))
+    return 1 + math.ceil(total / max(10, math.ceil(total / LOOKS)))
 
 @patch
 def looks(self:Plan)->tuple[list,float]: # Moments, and seconds
     "What `Health` takes."
-    if not self.r.looks: return [], 0.
     prompts, asked = min(LOOKED_AT, self.r.num_instructions), replace(self, r=replace(self.r, max_new_tokens=min(LOOKED_FOR, self.r.max_new_tokens)))
     moments, seconds = asked.write(prompts, prompts, 1, self.weights, lora_r=self.r.lora_r)
     (prompt, response), size = in_training(self.r, *self.longest), self.shape.model.dtype.itemsize

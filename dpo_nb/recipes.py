@@ -189,7 +189,7 @@ def training_stage(
     "Pairs → adapter."
     with alone(folder):
         return train_dpo(lm, dataset, folder, seen=seen, learning_rate=r.learning_rate, num_epochs=r.num_epochs, batch_size=r.batch_size, gradient_accumulation=r.gradient_accumulation, max_length=r.max_length,
-                         beta=r.beta, lora_r=r.lora_r, lora_alpha=r.lora_alpha, reference=r.reference, seed=r.seed, looks=r.looks, stop_on_alarm=r.stop_on_alarm, **r.dpo)
+                         beta=r.beta, lora_r=r.lora_r, lora_alpha=r.lora_alpha, reference=r.reference, seed=r.seed, stop_on_alarm=r.stop_on_alarm, **r.dpo)
 
 # %% ../nbs/16_recipes.ipynb #101a57c3
 def evaluation_stage(

@@ -542,7 +542,6 @@ class Recipe:
     beta:float = .1 # How closely DPO holds the model to where it started
     lora_r:int = 16 # Rank of the adapter
     lora_alpha:int = 32 # Scale of the adapter
-    looks:int = 4 # How often the training looks at answers of its model, at most every tenth step; 0 = never
     stop_on_alarm:bool = False # Whether an alarm of the training's health ends it
     dpo:dict = field(default_factory=dict) # Any other field of TRL's `DPOConfig`
     dtype:str = "auto" # "float32", "float16", "bfloat16", or "auto" = what fits the device
@@ -616,7 +615,7 @@ def _open(self:Run, recipe):
         self.recipe = msgspec.convert(kept, Recipe)
     except (ValueError, KeyError, TypeError) as e: raise ValueError(f"{self.file} is damaged, or holds no recipe ({e}). Restore it, or use another run folder. What the stages have made does not need it: dpo_generate and the other scripts go on with that, given the same settings and --output_dir {self.path}.") from None
     wanted = as_kept(recipe or self.recipe)
-    movable = lambda fields: fields | {"endpoint": bool(fields.get("endpoint")), "stop_on_alarm": None, "looks": None} # A server may move, and an alarm may be overruled
+    movable = lambda fields: fields | {"endpoint": bool(fields.get("endpoint")), "stop_on_alarm": None} # A server may move, and an alarm may be overruled
     differ = differences(movable(kept), movable(asdict(wanted)))
     if differ: raise ValueError(f"{self.path} is the run of another recipe ({differ}). Go on with the old one, or use another folder (in the scripts: --output_dir).")
     if wanted != self.recipe: self.recipe = wanted; self._save()
