@@ -656,7 +656,7 @@ training("a mistyped field of TRL", "no field 'loss_typ' … The nearest: loss_t
 training("a loss that TRL does not know", "loss_type 'dpo' … sigmoid", loss_type="dpo")
 training("a field that is set by another name", "output_dir cannot be given … it is set by `out`", output_dir="there")
 training("a field of TRL with a text for a number", "TRL refuses these settings … warmup_steps='many' … Look up their types", warmup_steps="many")
-training("a field on which the restart depends", "train_sampling_strategy cannot be given … the restart of a training depends on it", train_sampling_strategy="group_by_length")
+training("a field on which the restart depends", "train_sampling_strategy cannot be given … the restart of a training depend on it", train_sampling_strategy="group_by_length")
 training("a learning rate under which the chosen responses become unlikely, and `stop_on_alarm`", "stopped by an alarm: … (step … start again without `stop_on_alarm`", tuple(pair(f"What is {a} + 1?") for a in range(40)), new="run/", learning_rate=.05, batch_size=4, num_epochs=2, stop_on_alarm=True)
 training("a report to a package that is not installed", "wandb … pip install wandb", report_to="wandb")
 
@@ -867,7 +867,7 @@ stage("dpo_rank when dpo_generate was broken off", "dpo_rank: run/responses.json
 stage("a text that was edited in instructions.jsonl", "dpo_rank: run/instructions.jsonl, line 2 … does not belong to these messages … Restore the line", dpo_rank, lambda: (stages(), edit("run/instructions.jsonl", asked()[1].text, "Why?")))
 stage("the folder of a run of another recipe", "dpo_demo: run is the run of another recipe (beta: 0.1 there, 0.2 now) … use another folder", dpo_demo, lambda: Run("run", recipes["tiny"]), "--beta", ".2")
 stage("a recipe.json that is cut", "dpo_demo: run/recipe.json is damaged … use another run folder … dpo_generate and the other scripts go on", dpo_demo, lambda: (Run("run", recipes["tiny"]), cut("run/recipe.json")))
-@case(FOLDERS, "`dpo_run notes`: a folder that is no run's", "dpo_run: notes is no run folder (it has no recipe.json) … Give a recipe", error=SystemExit)
+@case(FOLDERS, "`dpo_run notes`: a folder that is no run's", "dpo_run: notes is no run folder (it has no recipe.json) … Begin a run with dpo_demo", error=SystemExit)
 def _(): Path("notes").mkdir(); return lambda: dpo_run(["notes"])
 
 stage("a folder of one's own with an adapter in it", "dpo_demo: run is no run folder … has 'adapter' … Use another folder", dpo_demo, lambda: write("run/adapter/adapter_config.json", "{}"))
