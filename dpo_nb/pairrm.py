@@ -500,7 +500,7 @@ def rank(self:PairRM,
     "Rank the responses of each instruction."
     with in_turn(): # GPUs of the same kind may have more or less memory free: the first decides for all
         judge = self.as_begun(out)
-        if out and not process().number: Journal(out, Ranking, dict(judge=self.name, **judge.settings), shared=False)
+        if out and process().count > 1 and not process().number: Journal(out, Ranking, dict(judge=self.name, **judge.settings), shared=False)
     def score(groups):
         said = [(conversation(instruction), texts) for instruction, texts in groups]
         return judge.judge_each([(source, [lead + t for t in texts]) for (source, lead), texts in said])
