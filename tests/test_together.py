@@ -109,7 +109,9 @@ given = [Response(i.id, k, "word " * (k + n + 1), 1, True) for n, i in enumerate
 longest = lambda groups: [([float(len(t)) for t in texts], {}) for _, texts in groups]
 for some in (3, 5, len(asked)):
     ids = {i.id for i in asked[:some]}
-    print(process().number, len(rank_each(longest, "longest", asked[:some], [r for r in given if r.instruction_id in ids], out)))
+    ranked = rank_each(longest, "longest", asked[:some], [r for r in given if r.instruction_id in ids], out)
+    sys.stdout.write(f"{process().number} {len(ranked)}\\n")  # in one piece: `print` of two processes mixes lines and their ends
+    sys.stdout.flush()
 """
 
 def test_a_finished_journal_may_grow(tmp_path):
