@@ -5,7 +5,7 @@ their responses have them (medians of 90 and 180 tokens, lognormal). A step is w
 the policy and of the reference, the loss, and the gradients, in CPU seconds of this process:
 
   one pair      four prompts a batch, each with one pair
-  all pairs     one prompt a batch, with all ten pairs of five responses
+  all pairs     one prompt a batch, with all ten pairs of five responses; twice as many batches, because what is gained depends on the prompt
   funnel        four prompts a batch, each with the pairs of its best response against some of the others, as ties and cut responses leave them
   system        one pair a prompt, behind a system text of 300 tokens that all prompts share
 
@@ -115,7 +115,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         for name in kinds:
             draw = Draw(f"{given.seed} {name}")
-            drawn = [KINDS[name](draw) for _ in range(count)]
+            drawn = [KINDS[name](draw) for _ in range(2 * count if name == "all_pairs" else count)]
             trl, ours = trainers_on(drawn[0], folder, 2 if given.quick else 4)
             batches = [trl.data_collator(pairs) for pairs in drawn]
             for trainer in (trl, ours): steps(trainer, [trl.data_collator([{k: ids[:9] for k, ids in drawn[0][0].items()}])]) # What is prepared once
@@ -123,9 +123,9 @@ def main():
             bare = floor(trl, drawn)
             apart = [max(pair) for pair in zip(apart, difference(trl, ours, drawn[0]))]
             padded, unique = sum(b["input_ids"].numel() for b in batches), sum(distinct(b)[0] for b in drawn)
-            table[name] = dict(trl=slow, ours=fast, floor=bare, padded=padded, unique=unique)
+            table[name] = dict(trl=slow, ours=fast, floor=bare, padded=padded, unique=unique, batches=len(batches))
     print(f"{'':12}{'batches':>8}{'tokens':>9}{'distinct':>10}{'TRL, CPU s':>12}{'shared':>9}{'ratio':>7}{'floor':>7}")
-    for name, t in table.items(): print(f"{name.replace('_', ' '):12}{count:8}{t['padded']:9,}{t['unique']:10,}{t['trl']:12.1f}{t['ours']:9.1f}{t['trl'] / t['ours']:7.2f}{t['floor'] / t['ours']:7.2f}")
+    for name, t in table.items(): print(f"{name.replace('_', ' '):12}{t['batches']:8}{t['padded']:9,}{t['unique']:10,}{t['trl']:12.1f}{t['ours']:9.1f}{t['trl'] / t['ours']:7.2f}{t['floor'] / t['ours']:7.2f}")
     print(json.dumps({name: round(t["trl"] / t["ours"], 2) for name, t in table.items()} | dict(floor=round(min(t["floor"] / t["ours"] for t in table.values()), 2),
                      max_loss_diff=float(f"{apart[0]:.1e}"), max_grad_diff=float(f"{apart[1]:.1e}"))))
 

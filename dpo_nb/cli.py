@@ -326,11 +326,13 @@ def dpo_train(
     args:list[str]|None=None, # Flags; `None` = those of the shell
 ):
     "Train an adapter on preference pairs: the folder `adapter`."
+    fsdp = os.environ.pop("ACCELERATE_USE_FSDP", "") == "true" # Asks for sharding, which accelerate shall not do a second time
     with one_line("dpo_train"):
         r, given = parse("dpo_train", "Train a LoRA adapter on preference pairs with DPO.",
             "--model meta-llama/Llama-3.2-1B-Instruct --num_epochs 3 --output_dir runs/mine",
             "model adapter reference learning_rate num_epochs batch_size gradient_accumulation max_length beta lora_r lora_alpha stop_on_alarm dpo seed dtype quantization revision threads", args,
-            dataset=dict(metavar="PAIRS", help="pairs: a folder of dpo_pairs, a file with prompt, chosen and rejected, or a dataset on the hub as owner/name:split [DIR/pairs]"))
+            dataset=dict(metavar="PAIRS", help="pairs: a folder of dpo_pairs, a file with prompt, chosen and rejected, or a dataset on the hub as owner/name:split [DIR/pairs]"),
+            sharded=dict(action="store_true", help="each process holds a part of the weights only: for a model that is larger than a GPU, with torchrun --nproc_per_node N --no-python in front"))
         from dpo_nb.preferences import load_preferences
         from dpo_nb.recipes import check_recipe, load_model, training_stage
         check_recipe(r)
@@ -339,7 +341,7 @@ def dpo_train(
             if not (given.dataset or (folder/"pairs").is_dir()): raise ValueError(f"{folder} has no pairs. Run dpo_pairs with this --output_dir first, or give pairs by --dataset.")
             dataset, drawn = load_preferences(given.dataset or folder/"pairs"), folder/"instructions.jsonl"
             seen = [] if given.dataset or not drawn.exists() else read_records(drawn, Instruction)
-            training = training_stage(r, folder, load_model(r)[1], dataset, seen)
+            training = training_stage(r, folder, load_model(r, given.sharded or fsdp)[1], dataset, seen)
         show_training(training)
         print(f"\n{plural(training.pairs, 'pair')}; {plural(training.modules, 'layer')} got an adapter of {training.trainable:,} parameters: {folder/'adapter'}\nCurves: {folder/'curves.png'}")
 

@@ -7,13 +7,13 @@ __all__ = ['FIXED', 'ADVICE', 'LOOKED_AT', 'LOOKED_FOR', 'KNOWN', 'COUNTED', 'AD
            'dpo_loss', 'conservative_dpo', 'token_logps', 'completion_logps', 'check_rows', 'check_pair', 'encode_pair',
            'flaw', 'tokenize_pairs', 'linear_layers', 'lora_config', 'twin', 'quiet', 'check_fields', 'dpo_config',
            'smooth', 'plot_curves', 'Alarm', 'in_notebook', 'logged', 'Health', 'answers_of', 'sounded', 'step_of',
-           'checkpoints', 'keep_two', 'is_whole', 'newest', 'saving', 'Groups', 'narrow', 'counts', 'pair_trainer',
-           'gather_rows', 'four_bit', 'check_packing', 'make_trainer', 'save_adapter', 'adapter_folder', 'find_file',
-           'read_base', 'trained_on', 'instruction_traces', 'read_adapter', 'check_adapter', 'Tuned', 'load_adapter',
-           'check_shape', 'load_start', 'Reference', 'hold_to', 'Training', 'read_training', 'pairs_digest',
-           'check_training', 'keep_settings', 'run_training', 'check_numbers', 'check_reference', 'check_start', 'past',
-           'reference_settings', 'reference_file', 'keep_training', 'train_dpo', 'base_identity', 'is_merged',
-           'merge_adapter', 'merge_report']
+           'checkpoints', 'keep_two', 'is_whole', 'newest', 'saving', 'Groups', 'narrow', 'counts', 'adapter_weights',
+           'pair_trainer', 'gather_rows', 'four_bit', 'check_packing', 'make_trainer', 'save_adapter', 'adapter_folder',
+           'find_file', 'read_base', 'trained_on', 'instruction_traces', 'read_adapter', 'check_adapter', 'Tuned',
+           'load_adapter', 'check_shape', 'load_start', 'Reference', 'hold_to', 'Training', 'read_training',
+           'pairs_digest', 'check_training', 'keep_settings', 'run_training', 'check_numbers', 'check_reference',
+           'check_start', 'past', 'reference_settings', 'reference_file', 'keep_training', 'train_dpo', 'base_identity',
+           'is_merged', 'merge_adapter', 'merge_report']
 
 # %% ../nbs/11_dpo.ipynb #f3e4fed6
 import copy, difflib, errno, json, math, os, random, re, shutil, sys, time, warnings
@@ -34,7 +34,7 @@ from tqdm import tqdm
 from .records import *
 from .tiny import tiny_path
 from .instructions import clean_messages, hub_token, no_answer, one_answer, traces
-from .models import LM, identity, load_lm, why_not
+from .models import check_whole, is_sharded, LM, identity, load_lm, why_not
 from .prefix import row_logps, share_prefixes
 from .generate import generate, next_turn, read_response, sample, uniforms, Written
 
@@ -181,7 +181,8 @@ def lora_config(
 def twin(
     model, # Any PyTorch module
 ):
-    "A copy of a model's modules that shares its weights."
+    "A copy of a model's modules that shares its weights; a sharded model itself."
+    if is_sharded(model): return model
     shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
     for m in model.modules(): # bitsandbytes keeps the scales of a 4-bit layer here
         if (state := getattr(m, "quant_state", None)) is not None: shared[id(state)] = state
@@ -430,7 +431,7 @@ def sound(self:Health,
         alarm = Alarm(state.global_step, name, evidence)
         state.log_history.append(dict(step=alarm.step, alarm=name, evidence=evidence))
         if self.stop and name != "labels look swapped": self.save(state); raise ValueError(f"stopped by an alarm: {alarm} To go on in spite of it, start again without `stop_on_alarm`.")
-        warnings.warn(str(alarm))
+        if not process().number: warnings.warn(str(alarm))
 
 # %% ../nbs/11_dpo.ipynb #0a1ae0cc
 @patch
@@ -452,7 +453,6 @@ def watch(self:Health,
 ):
     "Look for alarms."
     n, total = state.global_step, state.max_steps
-    if process().number: return # The first watches for all
     if n == 1: state.log_history[:0] = [self.first] * bool(self.looks); self.sound(state, self.labels())
     self.sound(state, self.seen_in_steps(logged(state.log_history), total, self.beta, self.length))
     if self.looks and (n == total or n % max(10, -(-total // self.looks)) == 0):
@@ -603,6 +603,12 @@ def counts(
     return torch.stack([torch.tensor(len(batch["input_ids"]) // 2), chosen, rejected, chosen + rejected])
 
 # %% ../nbs/11_dpo.ipynb #c97375cf
+def adapter_weights(
+    model, # A `PeftModel` with an adapter that is trained
+)->dict[str,torch.Tensor]: # By name
+    "The weights that are trained."
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
 @cache
 def pair_trainer():
     "TRL's trainer, on tokens that are already there. A function, so that TRL is imported only when something is trained."
@@ -631,6 +637,7 @@ def pair_trainer():
         def log(self, logs, start_time=None):
             super().log(logs, start_time)
             if "loss" in logs: self.health.step(self.state)
+        def _save(self, output_dir=None, state_dict=None): super()._save(output_dir, adapter_weights(self.model)) # Not the parts of a sharded model, which would be put together
         def _save_checkpoint(self, model, trial):
             with saving(Path(self.args.output_dir)/f"checkpoint-{self.state.global_step}"): super()._save_checkpoint(model, trial)
             self.health.save(self.state)
@@ -672,7 +679,7 @@ def make_trainer(
 ):
     "The trainer of a new adapter on a twin of the model."
     from transformers import PrinterCallback
-    model = twin(lm.model)
+    model, config.save_only_model = twin(lm.model), is_sharded(lm.model)
     for m in four_bit(model): m.support_avx512bf16_for_cpu = False
     try: trainer = pair_trainer()(model=model, args=config, train_dataset=tokens, processing_class=copy.deepcopy(lm.tokenizer), peft_config=lora)
     except (ImportError, RuntimeError) as e: # A package that a setting asks for, such as `report_to="wandb"`
@@ -680,6 +687,7 @@ def make_trainer(
         raise ValueError(f"TRL makes no trainer of these settings: {e}") from e
     for p in trainer.model.parameters():
         if p.requires_grad: p.data = p.data.float()
+    config.save_only_model = False # `transformers` refuses sharded optimizers, and that of an adapter is whole
     if start: load_start(trainer.model, start)
     trainer.groups = Groups(tokens["prompt_ids"], config.per_device_train_batch_size, config.gradient_accumulation_steps, config.seed, config.process_index, config.world_size)
     config.gradient_accumulation_steps, trainer.health, trainer.why_not_shared = trainer.groups.each, health, share_prefixes(trainer.model)
@@ -702,7 +710,7 @@ def save_adapter(
     half = folder.with_name(folder.name + ".part")
     shutil.rmtree(half, ignore_errors=True)
     with saving(folder):
-        model.save_pretrained(half, save_embedding_layers=False)
+        model.save_pretrained(half, state_dict=adapter_weights(model), save_embedding_layers=False)
         with open(half/ADAPTER[1], "rb") as f: os.fsync(f.fileno())
     (half/"README.md").unlink()
     config = json.loads((half/"adapter_config.json").read_text())
@@ -842,6 +850,7 @@ def load_adapter(
     "A model with its adapter. Both share their weights; to merge the adapter into them there is `merge_adapter`."
     from peft import get_peft_model_state_dict, PeftModel
     if isinstance(lm, Tuned): raise ValueError(f"{lm.name} has an adapter already. Load this one on the model without it: load_adapter(lm.base, …).")
+    check_whole(lm)
     folder = adapter_folder(path)
     check_adapter(lm, folder)
     parts = f"{folder}: {ADAPTER[0]} and {ADAPTER[1]} do not belong together"
@@ -909,6 +918,7 @@ def hold_to(
     data, journal = trainer.train_dataset, Journal(file, Reference, settings)
     groups = Groups(data["prompt_ids"], trainer.args.per_device_train_batch_size if trainer.why_not_shared else REFERENCE)
     todo = [b for b in groups.batches(range(len(groups.groups))) if any((n,) not in journal.rows for n in b)]
+    todo += todo[:1] * (-len(todo) % process().count) # As many for each process
     trainer.ref_model = trainer.model if reference == "start" else None
     for b in tqdm(share(todo), desc="reference", unit="batch", delay=2, leave=False):
         chosen, rejected = trainer.compute_ref_log_probs(trainer.model, trainer._prepare_inputs(trainer.data_collator(data.select(b).to_list())))
@@ -999,7 +1009,7 @@ def run_training(
         trainer._total_train_tokens = logged(state.log_history)[-1]["num_tokens"]
         if trainer.args.save_steps < 1: trainer.args.save_steps = math.ceil(trainer.args.save_steps * state.max_steps)
     over = state and state.global_step == state.max_steps
-    if trainer.health.looks and not (over or process().number): trainer.health.first = trainer.health.look(0)
+    if trainer.health.looks and not over: trainer.health.first = trainer.health.look(0)
     try:
         if over: trainer._load_from_checkpoint(str(checkpoint)); trainer.state = state
         else: trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -1086,6 +1096,7 @@ def keep_training(
         if not process().number:
             with naming(folder/"curves.png"): plot_curves(history, sounded(trainer.state.log_history)).savefig(folder/"curves.png", dpi=120)
             save_adapter(trainer.model, lm, folder/"adapter", instructions)
+    if is_sharded(trainer.model): trainer.model.unload().__dict__.pop("forward")
     trainer.accelerator.free_memory(); trainer.optimizer = trainer.lr_scheduler = trainer.health.trainer = None
 
 # %% ../nbs/11_dpo.ipynb #84deb0b4

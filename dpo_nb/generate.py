@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from .records import *
-from .models import Answer, Endpoint, LM
+from .models import Answer, check_whole, Endpoint, LM
 
 # %% ../nbs/06_generate.ipynb #ff06df8c
 def pick(
@@ -305,11 +305,12 @@ def prompt_ids(
 def plan(
     instructions:list[Instruction], # In any order
     prompts:list[list[int]], # Their token ids
-    size:int, # Instructions a block
+    size:int, # Instructions a block, at most
 )->list[list[int]]: # Places in the list, block by block
     "Blocks that depend on the set of instructions only."
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), instructions[i].id))
-    return [order[k:k + size] for k in range(0, len(order), size)]
+    count = -(-len(order) // size)
+    return [order[k * len(order) // count:(k + 1) * len(order) // count] for k in range(count)]
 
 # %% ../nbs/06_generate.ipynb #083508db
 BLOCK = 8 # Batches a block, at most
@@ -500,15 +501,17 @@ def generate(
     n, top_k, max_new_tokens, batch_size, seed = map(int, (n, top_k, max_new_tokens, batch_size, seed)) # A NumPy number cannot be kept as JSON
     if isinstance(lm, Endpoint): return ask(lm, instructions, n, out, temperature, top_p, top_k, max_new_tokens, seed)
     if not isinstance(lm, LM): raise ValueError(f"lm must be a model, as `load_lm` or `Endpoint` gives it; found {shown(lm)}. Load it: load_lm({shown(str(lm))}).")
+    check_whole(lm)
     prompts, sampling = prompt_ids(lm, instructions, max_new_tokens), dict(temperature=float(temperature), top_k=top_k, top_p=float(top_p))
     ends, size = {"stop_text": lm.stop_text} if lm.stop_text else {}, block_size(len(prompts), batch_size) if refills(lm.model) else batch_size
-    journal = out and Journal(out, Response, dict(lm.settings, **sampling, **ends, n=n, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size, block=size,
+    blocks = plan(instructions, prompts, size)
+    journal = out and Journal(out, Response, dict(lm.settings, **sampling, **ends, n=n, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size, blocks=len(blocks),
                                                   instructions=f"{len(prompts)}, digest {digest(sorted(i.id for i in instructions))}"))
     done = dict(journal.rows) if journal else {}
-    todo = [b for b in plan(instructions, prompts, size) if any((instructions[i].id, k) not in done for i in b for k in range(n))]
-    blocks = [[(instructions[i], prompts[i]) for i in b] for b in (share(todo) if journal else todo)]
-    with tqdm(desc="generating", unit="response", total=n * len(prompts), initial=n * (len(prompts) - sum(map(len, blocks))), smoothing=0, delay=2, leave=False) as bar:
-        for made in _write_local(lm, blocks, n, sampling, max_new_tokens, seed, batch_size, bar):
+    todo = [b for b in blocks if any((instructions[i].id, k) not in done for i in b for k in range(n))]
+    mine = [[(instructions[i], prompts[i]) for i in b] for b in (share(todo) if journal else todo)]
+    with tqdm(desc="generating", unit="response", total=n * len(prompts), initial=n * (len(prompts) - sum(map(len, mine))), smoothing=0, delay=2, leave=False) as bar:
+        for made in _write_local(lm, mine, n, sampling, max_new_tokens, seed, batch_size, bar):
             new = {r.key: r for r in made if r.key not in done}
             if journal: journal.append([*new.values()])
             done |= new

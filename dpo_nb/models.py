@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PLAIN_TEMPLATE', 'PLAIN_STOP', 'best_device', 'best_dtype', 'fix_date', 'Encoded', 'LM', 'fold_system', 'identity',
            'check_folder', 'nf4', 'check_device', 'check_precision', 'short_bars', 'why_not', 'pretrained', 'settle',
-           'commit', 'load_lm', 'check_url', 'api_key', 'Endpoint', 'Answer', 'whole_characters', 'read_answer',
-           'asked_wait', 'passes', 'run_apart']
+           'commit', 'shards', 'load_lm', 'is_sharded', 'check_whole', 'check_url', 'api_key', 'Endpoint', 'Answer',
+           'whole_characters', 'read_answer', 'asked_wait', 'passes', 'run_apart']
 
 # %% ../nbs/03_models.ipynb #15e8e551
 import asyncio, json, logging, math, os, random, re, time, warnings
@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import msgspec, torch
 from fastcore.basics import patch
 
-from .records import digest, plural, process, sha256, shown
+from .records import digest, meet, plural, process, sha256, shown
 from .tiny import tiny_path
 from .instructions import hub_token
 
@@ -300,6 +300,18 @@ def commit(
     from huggingface_hub import hf_hub_download
     return Path(hf_hub_download(name, "config.json", revision=revision, token=hub_token())).parent.name
 
+# %% ../nbs/03_models.ipynb #c4db558a
+def shards(
+    quantization:str|None, # As in `load_lm`
+)->dict: # For `from_pretrained`
+    "How a model is split over the processes of a training."
+    from transformers.distributed.configuration_utils import DistributedConfig
+    count = process().count
+    if count < 2: raise ValueError("a model is sharded over several processes, and this is one. Start it with torchrun --nproc_per_node 2 --no-python in front of the script, or load it whole.")
+    if quantization: raise ValueError("4-bit weights cannot be sharded. Load the model in 16 bits to shard it, or in 4 bit whole.")
+    meet() # They get to know each other
+    return dict(distributed_config=DistributedConfig(fsdp_size=count))
+
 # %% ../nbs/03_models.ipynb #4fe0e1a1
 def load_lm(
     name:str|Path, # A hub name, a folder, or "tiny" for the model that comes with this package
@@ -307,9 +319,11 @@ def load_lm(
     device:str|None=None, # "cuda", "cpu", …; `None` = the fastest
     quantization:str|None=None, # "nf4", or none
     revision:str|None=None, # Commit or branch on the hub
+    sharded:bool=False, # Whether each process of a training holds a part of the weights only
 )->LM:
     "Load a causal language model from safetensors."
     if not str(name): raise ValueError("the model has no name: give a folder, a name on the hub, or 'tiny'.")
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true": raise ValueError("accelerate is configured for FSDP, which would shard the model after every process has loaded it whole. Use a configuration without FSDP, and shard it while it is loaded: `dpo_train --sharded`, or `sharded=True` in Python.")
     device = check_device(device or best_device())
     check_precision(dtype, quantization)
     dtype = best_dtype(device) if dtype == "auto" else getattr(torch, dtype)
@@ -319,13 +333,26 @@ def load_lm(
     elif folder.is_file(): raise ValueError(f"{folder} is a file: a model is a folder with config.json and *.safetensors, as `save_pretrained` writes it, or a name on the hub. GGUF files are not read.")
     with short_bars(local):
         tokenizer, model = pretrained(str(folder) if local else str(name), revision, None if local else hub_token(),
-                                      dtype=dtype, device_map={"": device}, **({"quantization_config": nf4(dtype)} if quantization else {}))
+                                      dtype=dtype, **(shards(quantization) if sharded else {"device_map": {"": device}}), **({"quantization_config": nf4(dtype)} if quantization else {}))
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows: raise ValueError(f"the tokenizer of {name} has {len(tokenizer):,} tokens, but the model knows only {rows:,}. Fetch the model's own tokenizer.")
     known = identity(folder) if local else dict(weights=commit(str(name), revision))
     lm = LM(model.eval(), tokenizer, str(name), weights=known["weights"])
     lm.settings |= dict(known, quantization=settle(model, dtype))
     return lm
+
+# %% ../nbs/03_models.ipynb #9f9773ba
+def is_sharded(
+    model, # Of `transformers`, or a `PeftModel` around one
+)->bool:
+    "Whether each process holds a part of the weights only."
+    return getattr(model, "is_distributed_loading_by_transformers", False)
+
+def check_whole(
+    lm:LM, # What shall answer
+):
+    "Refuse a sharded model."
+    if is_sharded(lm.model): raise ValueError(f"{lm.name} is sharded over processes, which serves the training of a new adapter and nothing else. Load it whole, or let a server answer that splits it (`Endpoint`). An older adapter is merged into it first (`merge_adapter`).")
 
 # %% ../nbs/03_models.ipynb #c9dbf950
 def check_url(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_LABEL', 'Tree', 'common', 'grow', 'visible', 'pack', 'plain', 'why_not_shared', 'forward_inputs', 'row_logps',
-           'Score', 'score', 'scattered', 'share_prefixes']
+           'Score', 'score', 'scattered', 'most', 'share_prefixes']
 
 # %% ../nbs/04_prefix.ipynb #c5ca3d7b
 import inspect, math
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from .models import LM
+from .models import check_whole, is_sharded, LM
 
 # %% ../nbs/04_prefix.ipynb #d1e882ca
 NO_LABEL = -100 # What PyTorch ignores
@@ -149,6 +149,7 @@ def score(
     max_tokens:int=1024, # Of a bin: higher needs more memory
 )->list[Score]: # In the order of the completions
     "The log-probability of each completion."
+    check_whole(lm)
     if len(prompts) != len(completions): raise ValueError(f"each completion needs its prompt: there are {len(completions)} completions and {len(prompts)} prompts. Repeat the prompt that several have in common.")
     encoded = [lm.encode(p, c, finished) for p, c in zip(prompts, completions)]
     long = next((k for k, e in enumerate(encoded) if len(e.prompt) + len(e.completion) > (lm.context or math.inf)), None)
@@ -171,6 +172,17 @@ def scattered(
     return type(outputs[0])(loss=-fields["log_probs"].sum() / fields["label_mask"].sum().clamp(min=1), **fields)
 
 # %% ../nbs/04_prefix.ipynb #ed5c0b09
+def most(
+    model, # As in `is_sharded`
+    *numbers:int, # Of this process
+)->tuple[int]:
+    "The largest of each number among the processes that a model is sharded over."
+    if not is_sharded(model): return numbers
+    import torch.distributed as dist
+    found = torch.tensor(numbers, device=model.device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return tuple(found.tolist())
+
 def share_prefixes(
     model, # A causal language model that TRL's `add_fused_lm_head` has been through, or a `PeftModel` around one; its forward is replaced
     max_tokens:int=1024, # Of a bin
@@ -184,11 +196,13 @@ def share_prefixes(
         if not fused_lm_head or labels is None: return usual()
         here, scored = attention_mask.bool(), labels != NO_LABEL
         rows = [ids[m].tolist() for ids, m in zip(input_ids, here)]
-        if why_not_shared(self, max(map(len, rows))): return usual()
         starts = [len(row) - int(s.sum()) for s, row in zip(scored, rows)]
-        if any(not s[m][start:].all() for s, m, start in zip(scored, here, starts)): return usual() # Labels with gaps
+        gaps = any(not s[m][start:].all() for s, m, start in zip(scored, here, starts)) # In the labels
+        bins = [] if gaps or why_not_shared(self, max(map(len, rows))) else pack(rows, max_tokens)
+        none, count = most(self, not bins, len(bins))
+        if none: return usual()
         at, outputs, before = torch.full((len(rows), input_ids.shape[1] - 1), -1), [], 0
-        for b in pack(rows, max_tokens):
+        for b in bins + [[0]] * (count - len(bins)):
             tree = grow([rows[r] for r in b], [starts[r] for r in b])
             outputs.append(fused(**how | forward_inputs(tree, self), shift_labels=torch.tensor([tree.label], device=self.device), fused_lm_head=True))
             for r, places in zip(b, tree.places):

@@ -134,10 +134,11 @@ def set_threads(
 # %% ../nbs/16_recipes.ipynb #a5e38d04
 def load_model(
     r:Recipe, # Its model, precision, adapter and threads
+    sharded:bool=False, # As in `load_lm`
 )->tuple[LM,LM]: # The base model, and the same with the recipe's adapter; the base model twice if there is none
     "The model that a recipe starts from, in memory once."
     set_threads(r)
-    base = load_lm(r.model, r.dtype, quantization=r.quantization, revision=r.revision)
+    base = load_lm(r.model, r.dtype, quantization=r.quantization, revision=r.revision, sharded=sharded)
     lm = load_adapter(base, r.adapter) if r.adapter else base
     check_start(lm, r.lora_r, r.lora_alpha)
     return base, lm

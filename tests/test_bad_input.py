@@ -7,6 +7,7 @@ from functools import cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
+from unittest.mock import patch
 
 os.environ |= dict(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
 
@@ -127,6 +128,9 @@ def warned(do):
 
 @cache
 def lm(): return load_lm("tiny", device="cpu")
+
+def in_environment(run, **variables):
+    with patch.dict(os.environ, variables): return run()
 
 @cache
 def pairrm(): return PairRM.load("tiny", device="cpu")
@@ -327,6 +331,9 @@ model("a chat template that prints the date in a format that it computes", "chat
       chat_template__jinja="{% set f = '%d' %}{{ strftime_now(f) }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
 model("a precision that does not exist", "dtype must be 'auto', 'float32' … found 'float8'", lambda: load_lm("model", "float8"))
 model("a quantization that does not exist", "quantization must be 'nf4' or None … found 'int4'", lambda: load_lm("model", quantization="int4"))
+model("`sharded` in a single process", "sharded over several processes, and this is one. Start it with torchrun … or load it whole", lambda: load_lm("model", sharded=True))
+model("`sharded` in 4 bit", "4-bit weights cannot be sharded … in 16 bits to shard it, or in 4 bit whole", lambda: in_environment(lambda: load_lm("model", quantization="nf4", sharded=True), WORLD_SIZE="2"))
+model("a configuration of accelerate with FSDP", "accelerate is configured for FSDP … without FSDP, and shard it while it is loaded: `dpo_train --sharded`", lambda: in_environment(lambda: load_lm("model"), ACCELERATE_USE_FSDP="true"))
 model("a device that is not there", "no device 'cuda:7' here … give 'cpu'", lambda: load_lm("model", device="cuda:7"))
 
 @case(MODEL, "a tokenizer with more tokens than the model", "tokenizer of model has 2,895 tokens … the model knows only 895 … Fetch the model's own tokenizer")

@@ -11,15 +11,17 @@ from conftest import differ, flags, kept, lines
 BIN = Path(sys.executable).parent
 TRAINED = "adapter/adapter_model.safetensors", "training.jsonl", "health.jsonl", "curves.png" # Equal to rounding: the same gradients, added up in another order
 
-def together(script, *args, **how):
-    "A script in two processes, started by torchrun."
-    command = [BIN/"torchrun", "--standalone", "--nproc_per_node", 2, "--no-python", BIN/script, *args]
-    return subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS="1"), start_new_session=True, **how)
+TORCHRUN = BIN/"torchrun", "--standalone", "--nproc_per_node", 2, "--no-python"
+ACCELERATE = BIN/"accelerate", "launch", "--use_fsdp", "--num_processes", 2, "--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no", "--no_python"
+
+def together(script, *args, launcher=TORCHRUN, **how):
+    "A script in two processes."
+    return subprocess.Popen([*map(str, (*launcher, BIN/script, *args))], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS="1"), start_new_session=True, **how)
 
 def single(script, *args): return subprocess.Popen([str(a) for a in (BIN/script, *args)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 def workers(torchrun):
-    "Number → process, of those that torchrun has started."
+    "Number → process, of those that torchrun or accelerate has started."
     found = {}
     with suppress(OSError): # One may just have ended
         for child in Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split():
@@ -99,6 +101,72 @@ def test_a_killed_training_ends_as_one_that_never_was(tmp_path, unbroken):
     err = again.communicate()[1]
     assert again.returncode == 0, err
     assert differ(whole, killed) == []
+
+def test_a_sharded_training_is_that_of_one_process(tmp_path, unbroken):
+    "Begun as accelerate's configuration asks for it, killed, and ended by the script's own flag."
+    run, (one, before, _) = tmp_path/"run", unbroken("dpo_train")
+    shutil.copytree(before, run)
+    job = together("dpo_train", *flags("dpo_train", run), launcher=ACCELERATE)
+    while not (run/"checkpoints"/"checkpoint-4").exists():
+        assert job.poll() is None, job.communicate()[1]
+        time.sleep(.002)
+    os.kill(workers(job)[1], signal.SIGKILL)
+    job.communicate()
+    assert job.returncode != 0 and not (run/"adapter").exists()
+    again = together("dpo_train", *flags("dpo_train", run), "--sharded")
+    err = again.communicate()[1]
+    assert again.returncode == 0, err
+    assert {*differ(run, one)} <= {*TRAINED}
+    loss, weight = close(run, one)
+    assert len(steps(run)) > 5 and loss < 1e-5 and weight < 1e-3
+
+SHARDED = """
+import os, sys, torch
+from peft import get_peft_model
+from torch.distributed.tensor import DTensor
+from trl.trainer.utils import add_fused_lm_head
+from dpo_nb.dpo import lora_config
+from dpo_nb.models import load_lm
+from dpo_nb.prefix import pack, share_prefixes
+from dpo_nb.records import process
+whole, parts = load_lm("tiny"), load_lm("tiny", sharded=True)
+local = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parts.model.parameters())
+rows = torch.arange(4, 76).view(6, 12)[:(2, 6)[process().number]]
+
+def gradient(lm):
+    add_fused_lm_head(lm.model)
+    torch.manual_seed(0)
+    model = get_peft_model(lm.model, lora_config(lm.model))
+    for name, p in model.named_parameters():
+        if "lora_B" in name: torch.nn.init.normal_(p, std=.02)
+    assert share_prefixes(model, max_tokens=30) == ""
+    model.gradient_checkpointing_enable()
+    scored = model.train()(input_ids=rows, attention_mask=torch.ones_like(rows), labels=rows, fused_lm_head=True).log_probs
+    scored.sum().backward()
+    return torch.cat([scored.flatten().detach()] + [p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+apart = (gradient(whole) - gradient(parts)).abs().max().item()
+os.write(1, f"{process().number} {len(pack(rows.tolist(), 30))} {local / whole.model.num_parameters():.2f} {apart}\\n".encode())
+"""
+
+def test_processes_with_different_bins_stay_together():
+    job = subprocess.run([*map(str, TORCHRUN), sys.executable, "-c", SHARDED], capture_output=True, text=True, timeout=300)
+    assert job.returncode == 0, job.stderr
+    (zero, few, some, a), (one, many, others, b) = sorted(line.split() for line in job.stdout.splitlines())
+    assert (zero, one) == ("0", "1") and int(few) < int(many) and float(some) < .6 and float(others) < .6
+    assert max(float(a), float(b)) < 1e-4
+
+@pytest.mark.full
+def test_four_bits_with_checkpointing_are_those_of_one_process(tmp_path, unbroken):
+    alone, shared = tmp_path/"alone", tmp_path/"shared"
+    for folder, start in ((alone, single), (shared, together)):
+        shutil.copytree(unbroken("dpo_train")[1], folder)
+        args = flags("dpo_train", folder)
+        args[args.index("--dpo") + 1] = '{"gradient_checkpointing": true}'
+        job = start("dpo_train", *args, "--quantization", "nf4")
+        assert job.communicate() and job.returncode == 0
+    loss, weight = close(shared, alone)
+    assert loss < 1e-5 and weight < 1e-3
 
 GROWN = """
 import sys
