@@ -333,14 +333,20 @@ def seen_in_steps(self:Health,
     length:float, # Tokens of a chosen response, on average
 ): # Yields name and evidence of each alarm
     "What the last of some logged steps shows."
-    n, width, tried = len(history), max(3, total // 10), [*dropwhile(lambda h: h["grad_norm"] is None, history)] # A scaler begins too high
-    recent = lambda key: sum(h[key] for h in history[-width:]) / len(history[-width:])
+    n, width = len(history), max(3, total // 10)
     if n < width: return
-    lost, margin = -recent("rewards/chosen") / beta / length, recent("rewards/margins")
-    if lost > self.fall: yield "chosen responses become unlikely", f"each token of theirs has lost {lost:.2f} nats against the reference, which makes a response of {length:.0f} tokens e^{lost * length:.0f} times less likely; more than {self.fall:g} is too much"
-    if self.prefers and n >= max(10, total / 2) and abs(margin) < .1 * beta: yield "nothing is learned", f"after {n} of {total} steps the reward margin is {margin:.4f}, where it was at the start"
-    if n == 6 <= total // 2 and (right := sum(h["rewards/accuracies"] for h in history[1:]) / 5) > .97: yield "too easy", f"from the second step to the sixth, {right:.0%} of the chosen responses had the higher reward"
-    if (lost := sum(h["grad_norm"] is None for h in tried[-10:])) >= 5: yield "gradients overflow", f"of the last 10 steps, {lost} changed nothing, because a gradient was not finite"
+    mean = lambda steps, key: sum(h[key] for h in steps) / len(steps)
+    lost, margin = -mean(history[-width:], "rewards/chosen") / beta / length, mean(history[-width:], "rewards/margins")
+    if lost > self.fall:
+        yield "chosen responses become unlikely", (f"each token of theirs has lost {lost:.2f} nats against the reference, which makes a response of "
+            f"{length:.0f} tokens e^{lost * length:.0f} times less likely; more than {self.fall:g} is too much")
+    if self.prefers and n >= max(10, total / 2) and abs(margin) < .1 * beta:
+        yield "nothing is learned", f"after {n} of {total} steps the reward margin is {margin:.4f}, where it was at the start"
+    if n == 6 <= total // 2 and (right := mean(history[1:], "rewards/accuracies")) > .97:
+        yield "too easy", f"from the second step to the sixth, {right:.0%} of the chosen responses had the higher reward"
+    tried = [*dropwhile(lambda h: h["grad_norm"] is None, history)] # A scaler begins too high
+    over = sum(h["grad_norm"] is None for h in tried[-10:])
+    if over >= 5: yield "gradients overflow", f"of the last 10 steps, {over} changed nothing, because a gradient was not finite"
 
 # %% ../nbs/11_dpo.ipynb #e4a5cc35
 def answers_of(
@@ -379,23 +385,31 @@ def begin(self:Health,
 ):
     "Called before the first step."
     data, room = trainer.train_dataset, lm.context or math.inf
-    prompts, lengths = {tuple(ids): list(ids) for ids in data["prompt_ids"]}.values(), [len(ids) for ids in data["chosen_ids"]]
-    self.trainer, self.lm, self.beta, self.prefers = trainer, lm, trainer.beta, {*trainer.loss_types} != {"sft"}
-    self.length, self.limit = sum(lengths) / len(lengths), min(max(lengths), LOOKED_FOR, room - min(map(len, prompts)))
+    self.trainer, self.lm, self.beta, self.before = trainer, lm, trainer.beta, None
+    self.prefers = {*trainer.loss_types} != {"sft"} # Whether a margin is learned
+    self.still = .01 if lm.model.dtype == torch.float32 else .5 # Nats: 16 bits round more
+    lengths, prompts = [*map(len, data["chosen_ids"])], {tuple(ids): list(ids) for ids in data["prompt_ids"]}.values()
+    self.length = sum(lengths) / len(lengths)
+    self.limit = min(max(lengths), LOOKED_FOR, room - min(map(len, prompts)))
     self.prompts = [p for p in prompts if len(p) + self.limit <= room][:LOOKED_AT]
-    self.count, self.before, self.still = len(self.prompts), None, .01 if lm.model.dtype == torch.float32 else .5 # Nats: 16 bits round more
-    self.known = [p + c for p, c in zip(data["prompt_ids"][:KNOWN], data["chosen_ids"][:KNOWN])], [len(p) for p in data["prompt_ids"][:KNOWN]]
+    self.count = len(self.prompts)
+    known = data[:KNOWN]
+    self.known = [p + c for p, c in zip(known["prompt_ids"], known["chosen_ids"])], [*map(len, known["prompt_ids"])]
 
 # %% ../nbs/11_dpo.ipynb #2b89ff87
 @patch
 def labels(self:Health): # Yields name and evidence of the alarm
     "What the reference says of the labels."
     data, by_prompt = self.trainer.train_dataset, {}
-    for p in data if "ref_chosen_logps" in data.column_names else []:
-        if all(p[side] and p[side][-1] in self.lm.stop_ids for side in ("chosen_ids", "rejected_ids")): by_prompt.setdefault(tuple(p["prompt_ids"]), []).append(p["ref_chosen_logps"] / len(p["chosen_ids"]) > p["ref_rejected_logps"] / len(p["rejected_ids"]))
+    if "ref_chosen_logps" not in data.column_names: return
+    for p in data:
+        if any(not ids or ids[-1] not in self.lm.stop_ids for ids in (p["chosen_ids"], p["rejected_ids"])): continue # Empty, or cut
+        chosen, rejected = p["ref_chosen_logps"] / len(p["chosen_ids"]), p["ref_rejected_logps"] / len(p["rejected_ids"])
+        by_prompt.setdefault(tuple(p["prompt_ids"]), []).append(chosen > rejected)
     shares = torch.tensor([sum(agree) / len(agree) for agree in by_prompt.values()])
     if len(shares) >= 20 and (mean := shares.mean()) < .45 and mean + 3 * shares.std() / len(shares)**.5 < .5:
-        yield "labels look swapped", f"the reference finds the chosen response the likelier one, token for token, in {mean:.0%} of the pairs of a prompt ({len(shares)} prompts)"
+        yield "labels look swapped", (f"the reference finds the chosen response the likelier one, token for token, in {mean:.0%} of the pairs of a prompt "
+            f"({len(shares)} prompts)")
 
 # %% ../nbs/11_dpo.ipynb #f9ccd056
 @patch
@@ -621,19 +635,20 @@ def pair_trainer():
         def get_train_dataloader(self): return DataLoader(self._remove_unused_columns(self.train_dataset), batch_sampler=self.groups, collate_fn=self.data_collator)
         def get_batch_samples(self, batches, count, device):
             step, items = super().get_batch_samples(batches, count, device)
-            mine = torch.stack([counts(b) for b in step]).to(device)
-            of_all = self.accelerator.reduce(mine)
-            parts = lambda some: (some * len(step) / of_all.sum(0)).tolist()
-            for b, own, every in zip(step, parts(mine * self.accelerator.num_processes), parts(of_all)): b["share"] = own, every
+            mine = torch.stack([counts(b) for b in step]).to(device) # (batches, 4)
+            of_all = self.accelerator.reduce(mine) # The same batch of every process, added up
+            total, n = of_all.sum(0), len(step) # `transformers` takes the mean of n batches, and of the gradients of all processes
+            in_loss, in_metrics = mine * n * self.accelerator.num_processes / total, of_all * n / total
+            for batch, *share in zip(step, in_loss.tolist(), in_metrics.tolist()): batch["share"] = share
             return step, items
         def compute_loss(self, model, inputs, **how):
-            own, every = inputs.pop("share", ([1.] * 4, [1.] * 4))
-            given, self.loss_weights = self.loss_weights, [w * own[1] / own[0] if t == "sft" else w for t, w in zip(self.loss_types, self.loss_weights)]
+            in_loss, in_metrics = inputs.pop("share", ([1.] * 4, [1.] * 4))
+            given, self.loss_weights = self.loss_weights, [w * in_loss[1] / in_loss[0] if t == "sft" else w for t, w in zip(self.loss_types, self.loss_weights)]
             try: loss = super().compute_loss(model, inputs, **how)
             finally: self.loss_weights = given
             for name, values in self._metrics["train"].items():
-                if name != "num_tokens": values[-1] *= every[COUNTED.get(name, 0)]
-            return loss * own[0]
+                if name != "num_tokens": values[-1] *= in_metrics[COUNTED.get(name, 0)]
+            return loss * in_loss[0]
         def log(self, logs, start_time=None):
             super().log(logs, start_time)
             if "loss" in logs: self.health.step(self.state)
@@ -1019,7 +1034,7 @@ def run_training(
     return logged(trainer.state.log_history)
 
 # %% ../nbs/11_dpo.ipynb #0ebb1213
-WHOLE = "batch_size", "gradient_accumulation", "lora_r", "lora_alpha", "max_length" # Parameters of `train_dpo` that count something
+WHOLE = "batch_size", "gradient_accumulation", "lora_r", "lora_alpha", "max_length", "looks" # Parameters of `train_dpo` that count something
 
 def check_numbers(
     **given, # Parameters of `train_dpo`
@@ -1027,7 +1042,7 @@ def check_numbers(
     "Refuse a number that cannot be meant."
     for name, value in given.items():
         kind = (Integral, "a whole number") if name in WHOLE else (Real, "a number")
-        if not isinstance(value, kind[0]) or not 0 < value < math.inf: raise ValueError(f"{name} must be {kind[1]} above 0; found {value!r}")
+        if not isinstance(value, kind[0]) or not 0 < value < math.inf and (name, value) != ("looks", 0): raise ValueError(f"{name} must be {kind[1]} above 0; found {value!r}")
 
 # %% ../nbs/11_dpo.ipynb #69a6b5bb
 def check_reference(
@@ -1124,7 +1139,7 @@ def train_dpo(
     "Train a LoRA adapter on preference pairs."
     out = Path(out); check_reference(reference); check_rows(dataset)
     shared = dict(learning_rate=learning_rate, num_epochs=num_epochs, batch_size=batch_size, gradient_accumulation=gradient_accumulation, beta=beta)
-    check_numbers(**shared, lora_r=lora_r, lora_alpha=lora_alpha, save_steps=save_steps, **({} if max_length is None else {"max_length": max_length}))
+    check_numbers(**shared, lora_r=lora_r, lora_alpha=lora_alpha, save_steps=save_steps, looks=looks, **({} if max_length is None else {"max_length": max_length}))
     shared["seed"], shape = seed, dict(lora_r=lora_r, lora_alpha=lora_alpha, targets=targets)
     settings = dict(lm.settings, **shared, **shape, max_length=max_length, reference=reference, pairs=pairs_digest(dataset), **dpo)
     if check_training(out, json.loads(json.dumps(settings))): return read_training(out)

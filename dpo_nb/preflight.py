@@ -688,12 +688,14 @@ def evaluation(self:Plan)->dict:
 @patch
 def look_count(self:Plan)->int:
     "How often `Health` looks: before the first step, after the last, and in between."
+    if not (wished := self.r.dpo.get("looks", LOOKS)): return 0
     total = math.ceil(self.r.num_epochs * divided(self.r, self.r.batch_size, self.r.gradient_accumulation)[0]) # Steps
-    return 1 + math.ceil(total / max(10, math.ceil(total / LOOKS)))
+    return 1 + math.ceil(total / max(10, math.ceil(total / wished)))
 
 @patch
 def looks(self:Plan)->tuple[list,float]: # Moments, and seconds
     "What `Health` takes."
+    if not self.look_count(): return [], 0.
     prompts, asked = min(LOOKED_AT, self.r.num_instructions), replace(self, r=replace(self.r, max_new_tokens=min(LOOKED_FOR, self.r.max_new_tokens)))
     moments, seconds = asked.write(prompts, prompts, 1, self.weights, lora_r=self.r.lora_r)
     (prompt, response), size = in_training(self.r, *self.longest), self.shape.model.dtype.itemsize

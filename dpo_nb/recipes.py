@@ -61,7 +61,7 @@ def check_recipe(
         if value is not None and not 0 < value < math.inf: raise ValueError(f"{name} must be above 0; found {value}")
     check_sampling(r.responses_per_instruction, r.temperature, r.top_p, 0, r.max_new_tokens, r.generation_batch)
     check_precision(r.dtype, r.quantization)
-    check_fields(r.dpo); check_reference(r.reference)
+    check_fields({k: v for k, v in r.dpo.items() if k != "looks"}); check_reference(r.reference)
     if r.pairs not in RULES: raise ValueError(f"pairs is one of {', '.join(RULES)}; found {r.pairs!r}")
     if r.responses_per_instruction < 2: raise ValueError("responses_per_instruction must be at least 2: a preference is between two")
     if r.temperature == 0: raise ValueError("temperature must be above 0: at 0 all responses to an instruction are the same, and there is nothing to prefer")
