@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_LABEL', 'Tree', 'common', 'grow', 'visible', 'pack', 'plain', 'why_not_shared', 'forward_inputs', 'row_logps',
-           'Score', 'score', 'scattered', 'most', 'share_prefixes']
+           'Score', 'score', 'scattered', 'most', 'handing_on', 'share_prefixes']
 
 # %% ../nbs/04_prefix.ipynb #c5ca3d7b
 import inspect, math
@@ -183,6 +183,14 @@ def most(
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return tuple(found.tolist())
 
+def handing_on(
+    model, # A causal language model of `transformers`
+    tokens:list[int], # Which ones, by their places
+): # A context
+    "Let the layers of a model hand on a few tokens only to its head."
+    def keep(module, inputs, outputs): outputs.last_hidden_state = outputs.last_hidden_state[:, tokens]
+    return model.base_model.register_forward_hook(keep)
+
 def share_prefixes(
     model, # A causal language model that TRL's `add_fused_lm_head` has been through, or a `PeftModel` around one; its forward is replaced
     max_tokens:int=1024, # Of a bin
@@ -204,11 +212,14 @@ def share_prefixes(
         at, outputs, before = torch.full((len(rows), input_ids.shape[1] - 1), -1), [], 0
         for b in bins + [[0]] * (count - len(bins)):
             tree = grow([rows[r] for r in b], [starts[r] for r in b])
-            outputs.append(fused(**how | forward_inputs(tree, self), shift_labels=torch.tensor([tree.label], device=self.device), fused_lm_head=True))
+            score = [n for n, label in enumerate(tree.label) if label != NO_LABEL] or [0]
+            shift_labels = torch.tensor([[tree.label[n] for n in score]], device=self.device)
+            with handing_on(self, score): outputs.append(fused(**how | forward_inputs(tree, self), shift_labels=shift_labels, fused_lm_head=True))
+            place = {n: before + k for k, n in enumerate(score)}
             for r, places in zip(b, tree.places):
                 columns, first = here[r].nonzero()[:, 0].cpu(), max(starts[r], 1) # Of the row's tokens
-                at[r, columns[first:] - 1] = before + torch.tensor(places[first - 1:-1], dtype=torch.long)
-            before += len(tree.ids)
+                at[r, columns[first:] - 1] = torch.tensor([place[n] for n in places[first - 1:-1]], dtype=torch.long)
+            before += len(score)
         return scattered(outputs, at.where(at >= 0, torch.tensor(before)))
     model.forward = MethodType(forward, model)
     return ""
