@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 from .records import *
 from .tiny import tiny_path
 from .models import best_device, best_dtype, check_device, why_not
-from .prefix import forward_inputs, grow, pack, share_prefixes, why_not_shared, Tree
+from .prefix import forward_inputs, grow, pack, share_prefixes, why_not_shared, NO_LABEL, Tree
 from .generate import Rows
 from .pairrm import deberta_v3, encoder_config, read_config, token_budget, PairRanker
 from .dpo import find_file, linear_layers, lora_config, quiet, train_dpo, Groups, KNOWN, LOOKED_AT, LOOKED_FOR, REFERENCE
@@ -301,32 +301,39 @@ def divided(
     return groups.steps, Counter(len(b) // pairs for b in groups.batches(range(r.num_instructions)))
 
 # %% ../nbs/17_preflight.ipynb #2fcb594f
+class Bin(NamedTuple):
+    "What goes through the model at a time."
+    rows:int
+    tokens:int # Of each row
+    scored:int # Tokens that the head scores, in all rows
+
 def bins(
     shape:Shape, # Of the model
     r:Recipe, # Its responses and pairs
     instructions:int, # Of a forward
     prompt:int, # Tokens of each prompt
     response:int, # Tokens of each response
-)->list[tuple[int,int]]: # Rows and tokens of each
+)->list[Bin]:
     "What the model reads in one forward."
     responses, pairs = pair_counts(r)
-    if why_not_shared(shape.model, prompt + response): return [(2 * pairs * instructions, prompt + response)]
+    if why_not_shared(shape.model, prompt + response): return [Bin(rows := 2 * pairs * instructions, prompt + response, rows * (prompt + response))]
     rows = [[i] * prompt + [-1 - k] * response for i in range(instructions) for k in range(responses)]
-    return [(1, len(grow([rows[k] for k in b], [prompt] * len(b)).ids)) for b in pack(rows, BIN)]
+    trees = [grow([rows[k] for k in b], [prompt] * len(b)) for b in pack(rows, BIN)]
+    return [Bin(1, len(t.ids), sum(label != NO_LABEL for label in t.label)) for t in trees]
 
 # %% ../nbs/17_preflight.ipynb #a88b1907
 def fullest(
-    bins:list[tuple[int,int]], # As from `bins`
-)->list[tuple[int,int]]: # With as many tokens, in bins as full as they may get
+    bins:list[Bin],
+)->list[Bin]: # With as many tokens, in bins as full as they may get
     "The bins of which the most is held."
-    if bins[0][0] > 1: return bins # Rows that are not packed
-    tokens, size = sum(n for _, n in bins), max(BIN, *(n for _, n in bins))
-    return [(1, n) for n in (tokens % size, *[size] * (tokens // size)) if n]
+    if bins[0].rows > 1: return bins # Rows that are not packed
+    tokens, size, prompt = sum(b.tokens for b in bins), max(BIN, *(b.tokens for b in bins)), min(b.tokens - b.scored for b in bins)
+    return [Bin(1, n, max(0, n - prompt)) for n in (tokens % size, *[size] * (tokens // size)) if n]
 
 # %% ../nbs/17_preflight.ipynb #152c6999
 def hidden_states(
     model, # A causal language model
-    rows:int, # These are as from `bins`
+    rows:int, # These are as in `Bin`
     tokens:int,
     amp:bool=False, # Whether under autocast
 ): # (rows, tokens, hidden)
@@ -378,7 +385,7 @@ TILE = 4096, 32_768 # Positions, and tokens of the vocabulary
 
 def head_bytes(
     shape:Shape, # Of the model
-    positions:int, # Of a bin
+    positions:int, # Of a bin that it scores
     cuda:bool, # Whether on a GPU
     backward:bool, # Whether the gradients are computed
 )->int:
@@ -389,28 +396,28 @@ def head_bytes(
 # %% ../nbs/17_preflight.ipynb #69d9e4ca
 def step_moments(
     shape:Shape, # Of the model
-    bins:list[tuple[int,int]], # Of a forward
+    bins:list[Bin], # Of a forward
     cuda:bool, # Whether on a GPU
     checkpointing:bool, # Whether layers are computed again
     lora_r:int, # Rank of the adapter
 )->list[dict[str,float]]: # The parts of each moment, in bytes
     "What is held beside weights and optimizer in a step: for each bin, while the gradients of its head are computed, and of its layers."
     amp, kept, moments = cuda and shape.model.dtype.itemsize == 2, 0, []
-    for rows, tokens in bins:
+    for rows, tokens, scored in bins:
         takes = rehearse(shape, learn, rows, tokens, amp, checkpointing, lora_r=lora_r)
-        moments += [dict(activations=kept + takes.kept, logits=head_bytes(shape, rows * tokens, cuda, True)), dict(activations=kept + takes.most + shape.unpacked)]
+        moments += [dict(activations=kept + takes.kept, logits=head_bytes(shape, scored, cuda, True)), dict(activations=kept + takes.most + shape.unpacked)]
         kept += takes.kept
     return moments
 
 def reference_moments(
     shape:Shape, # These are as in `step_moments`
-    bins:list[tuple[int,int]],
+    bins:list[Bin],
     cuda:bool,
 )->list[dict[str,float]]: # The parts of each moment, in bytes
     "What is held beside the weights while the reference reads."
-    rows, tokens = max(bins, key=math.prod)
+    rows, tokens, scored = max(bins, key=lambda b: b.rows * b.tokens)
     takes = rehearse(shape, recite, rows, tokens, cuda and shape.model.dtype.itemsize == 2)
-    return [dict(activations=takes.kept, logits=head_bytes(shape, rows * tokens, cuda, False)), dict(activations=takes.most + shape.unpacked)]
+    return [dict(activations=takes.kept, logits=head_bytes(shape, scored, cuda, False)), dict(activations=takes.most + shape.unpacked)]
 
 # %% ../nbs/17_preflight.ipynb #8f2af722
 def optimizer_bytes(
@@ -710,7 +717,7 @@ def looks(self:Plan)->tuple[list,float]: # Moments, and seconds
 def parts(self:Plan,
     instructions:int, # Of a forward
     lengths:tuple[int,int], # Tokens of a prompt and a response
-)->list[tuple[int,int]]: # As from `bins`
+)->list[Bin]:
     "What one forward of the training reads."
     return bins(self.shape, self.r, instructions, *in_training(self.r, *lengths))
 
@@ -725,8 +732,8 @@ def forward_seconds(self:Plan,
 )->float:
     "How long a forward takes, with its gradients if it has some."
     some, config = self.parts(instructions, self.lengths), self.shape.config
-    head = Takes(0, 0, 0, 2 * products * sum(map(math.prod, some)) * config.vocab_size * config.hidden_size, 0)
-    return self.machine.seconds(head, self.dtype) + sum(self.seconds(rehearse(self.shape, work, *b, self.amp, *how, lora_r=lora_r), passes) for b in some)
+    head = Takes(0, 0, 0, 2 * products * sum(b.scored for b in some) * config.vocab_size * config.hidden_size, 0)
+    return self.machine.seconds(head, self.dtype) + sum(self.seconds(rehearse(self.shape, work, b.rows, b.tokens, self.amp, *how, lora_r=lora_r), passes) for b in some)
 
 @patch
 def training_seconds(self:Plan)->float:
