@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FIXED', 'ADVICE', 'LOOKED_AT', 'LOOKED_FOR', 'KNOWN', 'COUNTED', 'ADAPTER', 'COMMIT', 'REFERENCE', 'WHOLE',
            'dpo_loss', 'conservative_dpo', 'token_logps', 'completion_logps', 'check_rows', 'check_pair', 'encode_pair',
-           'flaw', 'tokenize_pairs', 'linear_layers', 'lora_config', 'twin', 'quiet', 'check_fields', 'dpo_config',
-           'smooth', 'plot_curves', 'Alarm', 'in_notebook', 'logged', 'Health', 'answers_of', 'sounded', 'step_of',
-           'checkpoints', 'keep_two', 'is_whole', 'newest', 'saving', 'Groups', 'narrow', 'counts', 'adapter_weights',
+           'flaw', 'tokenize_pairs', 'linear_layers', 'lora_config', 'twin', 'quiet', 'adapter_weights', 'check_fields',
+           'dpo_config', 'smooth', 'plot_curves', 'Alarm', 'in_notebook', 'logged', 'Health', 'answers_of', 'sounded',
+           'step_of', 'checkpoints', 'keep_two', 'is_whole', 'newest', 'saving', 'Groups', 'narrow', 'counts',
            'pair_trainer', 'gather_rows', 'four_bit', 'check_packing', 'make_trainer', 'save_adapter', 'adapter_folder',
            'find_file', 'read_base', 'trained_on', 'instruction_traces', 'read_adapter', 'check_adapter', 'Tuned',
            'load_adapter', 'check_shape', 'load_start', 'Reference', 'hold_to', 'Training', 'read_training',
@@ -195,6 +195,13 @@ def quiet():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
+
+# %% ../nbs/11_dpo.ipynb #49cbb767
+def adapter_weights(
+    model, # A `PeftModel` with an adapter that is trained
+)->dict[str,torch.Tensor]: # By name
+    "The weights that are trained."
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 # %% ../nbs/11_dpo.ipynb #061ea394
 FIXED = dict(output_dir="out", num_train_epochs="num_epochs", per_device_train_batch_size="batch_size", gradient_accumulation_steps="gradient_accumulation") # TRL's name → ours
@@ -617,12 +624,6 @@ def counts(
     return torch.stack([torch.tensor(len(batch["input_ids"]) // 2), chosen, rejected, chosen + rejected])
 
 # %% ../nbs/11_dpo.ipynb #c97375cf
-def adapter_weights(
-    model, # A `PeftModel` with an adapter that is trained
-)->dict[str,torch.Tensor]: # By name
-    "The weights that are trained."
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
 @cache
 def pair_trainer():
     "TRL's trainer, on tokens that are already there. A function, so that TRL is imported only when something is trained."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_LABEL', 'Tree', 'common', 'grow', 'visible', 'pack', 'plain', 'why_not_shared', 'forward_inputs', 'row_logps',
-           'Score', 'score', 'scattered', 'most', 'handing_on', 'share_prefixes']
+           'Score', 'score', 'handing_on', 'most', 'scattered', 'share_prefixes']
 
 # %% ../nbs/04_prefix.ipynb #c5ca3d7b
 import inspect, math
@@ -157,6 +157,27 @@ def score(
     logps = row_logps(lm.model, [e.prompt + e.completion for e in encoded], [len(e.prompt) for e in encoded], max_tokens)
     return [Score(l.sum().item(), len(l)) for l in logps]
 
+# %% ../nbs/04_prefix.ipynb #c1c9d65b
+def handing_on(
+    model, # A causal language model of `transformers`
+    tokens:list[int], # Which ones, by their places
+): # A context
+    "Let the layers of a model hand on a few tokens only to its head."
+    def keep(module, inputs, outputs): outputs.last_hidden_state = outputs.last_hidden_state[:, tokens]
+    return model.base_model.register_forward_hook(keep)
+
+# %% ../nbs/04_prefix.ipynb #900111f3
+def most(
+    model, # As in `is_sharded`
+    *numbers:int, # Of this process
+)->tuple[int]:
+    "The largest of each number among the processes that a model is sharded over."
+    if not is_sharded(model): return numbers
+    import torch.distributed as dist
+    found = torch.tensor(numbers, device=model.device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return tuple(found.tolist())
+
 # %% ../nbs/04_prefix.ipynb #2eb7e7ce
 def scattered(
     outputs:list, # Of the forward of each bin: a `FusedCausalLMOutput` with fields of (1, tokens)
@@ -172,25 +193,6 @@ def scattered(
     return type(outputs[0])(loss=-fields["log_probs"].sum() / fields["label_mask"].sum().clamp(min=1), **fields)
 
 # %% ../nbs/04_prefix.ipynb #ed5c0b09
-def most(
-    model, # As in `is_sharded`
-    *numbers:int, # Of this process
-)->tuple[int]:
-    "The largest of each number among the processes that a model is sharded over."
-    if not is_sharded(model): return numbers
-    import torch.distributed as dist
-    found = torch.tensor(numbers, device=model.device)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return tuple(found.tolist())
-
-def handing_on(
-    model, # A causal language model of `transformers`
-    tokens:list[int], # Which ones, by their places
-): # A context
-    "Let the layers of a model hand on a few tokens only to its head."
-    def keep(module, inputs, outputs): outputs.last_hidden_state = outputs.last_hidden_state[:, tokens]
-    return model.base_model.register_forward_hook(keep)
-
 def share_prefixes(
     model, # A causal language model that TRL's `add_fused_lm_head` has been through, or a `PeftModel` around one; its forward is replaced
     max_tokens:int=1024, # Of a bin
