@@ -6,7 +6,7 @@
 __all__ = ['NONE', 'CURVES', 'OTHER', 'WAY_ON', 'json_object', 'source', 'or_none', 'recipe_flags', 'changed', 'spark',
            'printable', 'show_training', 'show_answers', 'show_verdict', 'show_result', 'as_flags', 'user_error',
            'stoppable', 'one_line', 'Flags', 'parse', 'dpo_generate', 'stages_before', 'dpo_rank', 'dpo_pairs',
-           'dpo_train', 'named_adapter', 'dpo_evaluate', 'dpo_demo', 'dpo_run', 'dpo_preflight']
+           'without_fsdp', 'dpo_train', 'named_adapter', 'dpo_evaluate', 'dpo_demo', 'dpo_run', 'dpo_preflight']
 
 # %% ../nbs/18_cli.ipynb #a603ace4
 import os
@@ -190,7 +190,7 @@ def user_error(
     if isinstance(e, OSError) and e.filename:
         way_on = next((way for numbers, way in WAY_ON.items() if e.errno in numbers), "Choose another place, or make room there.")
         return f"{printable(str(e.filename), 200)} cannot be used ({e.strerror}). {way_on}"
-    if isinstance(e, RuntimeError): return "the GPU is out of memory. Lower --batch_size, --generation_batch or --max_prompt_tokens, or give --quantization nf4. What is done so far is kept."
+    if isinstance(e, RuntimeError): return "the GPU is out of memory. Lower --batch_size, --generation_batch or --max_prompt_tokens, or give --quantization nf4; what is larger than a GPU is trained in parts (dpo_train --sharded). What is done so far is kept."
     return as_flags(" ".join(str(e).split()))
 
 # %% ../nbs/18_cli.ipynb #e4700579
@@ -321,18 +321,27 @@ def dpo_pairs(
         with stages_before(folder, "responses", "rankings") as made: pairs = pair_stage(r, folder, *made)
         print(f"{pairs.funnel.to_string()}\n\n{plural(len(pairs.dataset), 'pair')}: {folder/'pairs'}")
 
+# %% ../nbs/18_cli.ipynb #0fb46bae
+@contextmanager
+def without_fsdp(): # Yields whether accelerate was configured for it
+    "Keep accelerate from sharding what is sharded already."
+    given = os.environ.pop("ACCELERATE_USE_FSDP", None)
+    if given: from dpo_nb.models import fsdp_configured
+    try: yield given and fsdp_configured(given)
+    finally:
+        if given: os.environ["ACCELERATE_USE_FSDP"] = given
+
 # %% ../nbs/18_cli.ipynb #e167a5ff
 def dpo_train(
     args:list[str]|None=None, # Flags; `None` = those of the shell
 ):
     "Train an adapter on preference pairs: the folder `adapter`."
-    fsdp = os.environ.pop("ACCELERATE_USE_FSDP", "") == "true" # Asks for sharding, which accelerate shall not do a second time
-    with one_line("dpo_train"):
+    with one_line("dpo_train"), without_fsdp() as fsdp:
         r, given = parse("dpo_train", "Train a LoRA adapter on preference pairs with DPO.",
             "--model meta-llama/Llama-3.2-1B-Instruct --num_epochs 3 --output_dir runs/mine",
             "model adapter reference learning_rate num_epochs batch_size gradient_accumulation max_length beta lora_r lora_alpha stop_on_alarm dpo seed dtype quantization revision threads", args,
             dataset=dict(metavar="PAIRS", help="pairs: a folder of dpo_pairs, a file with prompt, chosen and rejected, or a dataset on the hub as owner/name:split [DIR/pairs]"),
-            sharded=dict(action="store_true", help="each process holds a part of the weights only: for a model that is larger than a GPU, with torchrun --nproc_per_node N --no-python in front"))
+            sharded=dict(action="store_true", help="each process holds a part of the weights only: for a model that is larger than a GPU, with torchrun --nproc_per_node N --no-python in front, and --quantization none"))
         from dpo_nb.preferences import load_preferences
         from dpo_nb.recipes import check_recipe, load_model, training_stage
         check_recipe(r)

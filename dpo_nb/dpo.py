@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['FIXED', 'ADVICE', 'LOOKED_AT', 'LOOKED_FOR', 'KNOWN', 'COUNTED', 'ADAPTER', 'COMMIT', 'REFERENCE', 'WHOLE',
            'dpo_loss', 'conservative_dpo', 'token_logps', 'completion_logps', 'check_rows', 'check_pair', 'encode_pair',
-           'flaw', 'tokenize_pairs', 'linear_layers', 'lora_config', 'twin', 'quiet', 'adapter_weights', 'check_fields',
-           'dpo_config', 'smooth', 'plot_curves', 'Alarm', 'in_notebook', 'logged', 'Health', 'answers_of', 'sounded',
-           'step_of', 'checkpoints', 'keep_two', 'is_whole', 'newest', 'saving', 'Groups', 'narrow', 'counts',
-           'pair_trainer', 'gather_rows', 'four_bit', 'check_packing', 'make_trainer', 'save_adapter', 'adapter_folder',
-           'find_file', 'read_base', 'trained_on', 'instruction_traces', 'read_adapter', 'check_adapter', 'Tuned',
-           'load_adapter', 'check_shape', 'load_start', 'Reference', 'hold_to', 'Training', 'read_training',
-           'pairs_digest', 'check_training', 'keep_settings', 'run_training', 'check_numbers', 'check_reference',
-           'check_start', 'past', 'reference_settings', 'reference_file', 'keep_training', 'train_dpo', 'base_identity',
-           'is_merged', 'merge_adapter', 'merge_report']
+           'flaw', 'tokenize_pairs', 'linear_layers', 'lora_config', 'twin', 'as_it_was', 'quiet', 'adapter_weights',
+           'check_fields', 'dpo_config', 'smooth', 'plot_curves', 'Alarm', 'in_notebook', 'logged', 'Health',
+           'answers_of', 'sounded', 'step_of', 'checkpoints', 'keep_two', 'is_whole', 'newest', 'saving', 'Groups',
+           'narrow', 'counts', 'pair_trainer', 'gather_rows', 'four_bit', 'check_packing', 'make_trainer',
+           'save_adapter', 'adapter_folder', 'find_file', 'read_base', 'trained_on', 'instruction_traces',
+           'read_adapter', 'check_adapter', 'Tuned', 'load_adapter', 'check_shape', 'load_start', 'Reference',
+           'hold_to', 'Training', 'read_training', 'pairs_digest', 'check_training', 'keep_settings', 'run_training',
+           'check_numbers', 'check_reference', 'check_start', 'past', 'reference_settings', 'reference_file',
+           'keep_training', 'train_dpo', 'base_identity', 'is_merged', 'merge_adapter', 'merge_report']
 
 # %% ../nbs/11_dpo.ipynb #f3e4fed6
 import copy, difflib, errno, json, math, os, random, re, shutil, sys, time, warnings
@@ -188,6 +188,24 @@ def twin(
         if (state := getattr(m, "quant_state", None)) is not None: shared[id(state)] = state
     return copy.deepcopy(model, shared)
 
+# %% ../nbs/11_dpo.ipynb #68768353
+@contextmanager
+def as_it_was(
+    model, # That is going to be trained; only a sharded one is changed by it
+):
+    "Take away what a training leaves in a sharded model: PEFT's layers, TRL's forward, checkpointing."
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    try: yield
+    finally:
+        if is_sharded(model):
+            for name, layer in [*model.named_modules()]:
+                parent, _, child = name.rpartition(".")
+                if isinstance(layer, BaseTunerLayer): setattr(model.get_submodule(parent), child, layer.get_base_layer())
+            for name in ("peft_config", "forward"): vars(model).pop(name, None)
+            if hasattr(model, "_require_grads_hook"): model.disable_input_require_grads()
+            with quiet(): model.gradient_checkpointing_disable()
+            model.eval()
+
 # %% ../nbs/11_dpo.ipynb #4ecb1bf6
 @contextmanager
 def quiet():
@@ -205,7 +223,8 @@ def adapter_weights(
 
 # %% ../nbs/11_dpo.ipynb #061ea394
 FIXED = dict(output_dir="out", num_train_epochs="num_epochs", per_device_train_batch_size="batch_size", gradient_accumulation_steps="gradient_accumulation") # TRL's name → ours
-FIXED |= dict.fromkeys("save_strategy logging_strategy logging_steps logging_nan_inf_filter save_total_limit train_sampling_strategy dataloader_drop_last data_seed precompute_ref_log_probs precompute_ref_batch_size auto_find_batch_size accelerator_config dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor".split()) # The batches and the restart depend on these
+FIXED |= dict.fromkeys("save_strategy logging_strategy logging_steps logging_nan_inf_filter save_only_model save_total_limit train_sampling_strategy dataloader_drop_last data_seed precompute_ref_log_probs precompute_ref_batch_size auto_find_batch_size accelerator_config dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor deepspeed parallelism_config".split()) # The batches and the restart depend on these
+FIXED |= dict.fromkeys(("fsdp", "fsdp_config"), "load_lm(…, sharded=True)")
 
 def check_fields(
     dpo:dict, # Fields of `DPOConfig`
@@ -214,7 +233,7 @@ def check_fields(
     from trl import DPOConfig
     known = {f.name: f for f in fields(DPOConfig) if f.init}
     for k in dpo:
-        near = difflib.get_close_matches(k, sorted(known), cutoff=.4)
+        near = difflib.get_close_matches(k, sorted([*known, "looks"]), cutoff=.4)
         if k not in known: raise ValueError(f"DPOConfig has no field {k!r}. The nearest: {', '.join(near) or 'none'}.")
         if k == "max_length": raise ValueError("give max_length itself, and not among TRL's fields: pairs that are longer are left out, and never cut.")
         if k in FIXED: raise ValueError(f"{k} cannot be given: " + (f"it is set by `{FIXED[k]}`." if FIXED[k] else "the batches and the restart of a training depend on it."))
@@ -653,7 +672,7 @@ def pair_trainer():
         def log(self, logs, start_time=None):
             super().log(logs, start_time)
             if "loss" in logs: self.health.step(self.state)
-        def _save(self, output_dir=None, state_dict=None): super()._save(output_dir, adapter_weights(self.model)) # Not the parts of a sharded model, which would be put together
+        def _save(self, output_dir=None, state_dict=None): super()._save(output_dir, adapter_weights(self.model))
         def _save_checkpoint(self, model, trial):
             with saving(Path(self.args.output_dir)/f"checkpoint-{self.state.global_step}"): super()._save_checkpoint(model, trial)
             self.health.save(self.state)
@@ -695,7 +714,8 @@ def make_trainer(
 ):
     "The trainer of a new adapter on a twin of the model."
     from transformers import PrinterCallback
-    model, config.save_only_model = twin(lm.model), is_sharded(lm.model)
+    model = twin(lm.model)
+    config.save_only_model = is_sharded(model) # Or `transformers` refuses: it has sharded optimizers in mind, and that of an adapter is whole
     for m in four_bit(model): m.support_avx512bf16_for_cpu = False
     try: trainer = pair_trainer()(model=model, args=config, train_dataset=tokens, processing_class=copy.deepcopy(lm.tokenizer), peft_config=lora)
     except (ImportError, RuntimeError) as e: # A package that a setting asks for, such as `report_to="wandb"`
@@ -703,7 +723,7 @@ def make_trainer(
         raise ValueError(f"TRL makes no trainer of these settings: {e}") from e
     for p in trainer.model.parameters():
         if p.requires_grad: p.data = p.data.float()
-    config.save_only_model = False # `transformers` refuses sharded optimizers, and that of an adapter is whole
+    config.save_only_model = False
     if start: load_start(trainer.model, start)
     trainer.groups = Groups(tokens["prompt_ids"], config.per_device_train_batch_size, config.gradient_accumulation_steps, config.seed, config.process_index, config.world_size)
     config.gradient_accumulation_steps, trainer.health, trainer.why_not_shared = trainer.groups.each, health, share_prefixes(trainer.model)
@@ -1042,8 +1062,8 @@ def check_numbers(
 ):
     "Refuse a number that cannot be meant."
     for name, value in given.items():
-        kind = (Integral, "a whole number") if name in WHOLE else (Real, "a number")
-        if not isinstance(value, kind[0]) or not 0 < value < math.inf and (name, value) != ("looks", 0): raise ValueError(f"{name} must be {kind[1]} above 0; found {value!r}")
+        kind, off = (Integral, "a whole number") if name in WHOLE else (Real, "a number"), name == "looks" # Which may be 0
+        if not isinstance(value, kind[0]) or not (0 < value < math.inf or off and value == 0): raise ValueError(f"{name} must be {kind[1]} {'from 0 on' if off else 'above 0'}; found {value!r}")
 
 # %% ../nbs/11_dpo.ipynb #69a6b5bb
 def check_reference(
@@ -1112,7 +1132,6 @@ def keep_training(
         if not process().number:
             with naming(folder/"curves.png"): plot_curves(history, sounded(trainer.state.log_history)).savefig(folder/"curves.png", dpi=120)
             save_adapter(trainer.model, lm, folder/"adapter", instructions)
-    if is_sharded(trainer.model): trainer.model.unload().__dict__.pop("forward")
     trainer.accelerator.free_memory(); trainer.optimizer = trainer.lr_scheduler = trainer.health.trainer = None
 
 # %% ../nbs/11_dpo.ipynb #84deb0b4
@@ -1148,11 +1167,12 @@ def train_dpo(
     config = dpo_config(base, out/"checkpoints", save_steps=save_steps, **shared, **dpo)
     tokens, dropped = tokenize_pairs(base, dataset, max_length)
     instructions = {**past(lm), **traces(seen), **instruction_traces(dataset)}
-    trainer = make_trainer(base, tokens, config, lora, Health(out/"training.jsonl", stop=stop_on_alarm, looks=looks), start)
-    hold_to(trainer, reference if start else "base", reference_file(out, lm, settings), reference_settings(lm, settings))
-    keep_settings(out, settings, trainer, dropped)
-    history = run_training(trainer, newest(out/"checkpoints"))
-    keep_training(trainer, base, out, history, instructions)
+    with as_it_was(base.model):
+        trainer = make_trainer(base, tokens, config, lora, Health(out/"training.jsonl", stop=stop_on_alarm, looks=looks), start)
+        hold_to(trainer, reference if start else "base", reference_file(out, lm, settings), reference_settings(lm, settings))
+        keep_settings(out, settings, trainer, dropped)
+        history = run_training(trainer, newest(out/"checkpoints"))
+        keep_training(trainer, base, out, history, instructions)
     return read_training(out)
 
 # %% ../nbs/11_dpo.ipynb #cbdff6eb

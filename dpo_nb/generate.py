@@ -505,7 +505,7 @@ def generate(
     prompts, sampling = prompt_ids(lm, instructions, max_new_tokens), dict(temperature=float(temperature), top_k=top_k, top_p=float(top_p))
     ends, size = {"stop_text": lm.stop_text} if lm.stop_text else {}, block_size(len(prompts), batch_size) if refills(lm.model) else batch_size
     blocks = plan(instructions, prompts, size)
-    journal = out and Journal(out, Response, dict(lm.settings, **sampling, **ends, n=n, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size, blocks=len(blocks),
+    journal = out and Journal(out, Response, dict(lm.settings, **sampling, **ends, n=n, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size, block=size,
                                                   instructions=f"{len(prompts)}, digest {digest(sorted(i.id for i in instructions))}"))
     done = dict(journal.rows) if journal else {}
     todo = [b for b in blocks if any((instructions[i].id, k) not in done for i in b for k in range(n))]

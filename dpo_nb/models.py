@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PLAIN_TEMPLATE', 'PLAIN_STOP', 'best_device', 'best_dtype', 'fix_date', 'Encoded', 'LM', 'fold_system', 'identity',
            'check_folder', 'nf4', 'check_device', 'check_precision', 'short_bars', 'why_not', 'pretrained', 'settle',
-           'commit', 'shards', 'load_lm', 'is_sharded', 'check_whole', 'check_url', 'api_key', 'Endpoint', 'Answer',
-           'whole_characters', 'read_answer', 'asked_wait', 'passes', 'run_apart']
+           'commit', 'fsdp_configured', 'shards', 'load_lm', 'is_sharded', 'check_whole', 'check_url', 'api_key',
+           'Endpoint', 'Answer', 'whole_characters', 'read_answer', 'asked_wait', 'passes', 'run_apart']
 
 # %% ../nbs/03_models.ipynb #15e8e551
 import asyncio, json, logging, math, os, random, re, time, warnings
@@ -251,6 +251,7 @@ def why_not(
     if "SafetensorError" in {type(e).__name__ for e in causes}: return f"its weights are damaged ({text}). Fetch or copy them again."
     if "safetensors" in text: return "it has no safetensors there. Only those are read, because a pickle can run code. Take another copy of the model, or a folder that `save_pretrained` of a recent transformers wrote."
     if "backend tokenizer" in text: return "it has no tokenizer that can be read. Save the model's tokenizer into the same folder (`tokenizer.save_pretrained`)."
+    if "quantized weights" in text: return text
     if "trust_remote_code" in text: return "it needs code of its authors, and none is run. Take a model whose architecture is part of transformers."
     if "ignore_mismatched_sizes" in text: return "its weights have other sizes than its config.json says. They belong to different models; fetch both again."
     if "does not recognize this architecture" in text: return f"the installed transformers does not know its architecture ({text.partition('`')[2].partition('`')[0]}). Take another model, or a newer transformers that knows it."
@@ -268,10 +269,13 @@ def pretrained(
 ): # Tokenizer and model of `transformers`
     "Load safetensors and nothing else, or say why it is not possible."
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     source = dict(pretrained_model_name_or_path=name, revision=revision, token=token, trust_remote_code=False)
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
-    try: tokenizer, (model, found) = AutoTokenizer.from_pretrained(**source), AutoModelForCausalLM.from_pretrained(**source, use_safetensors=True, output_loading_info=True, **how)
+    try:
+        config = AutoConfig.from_pretrained(**source)
+        if "distributed_config" in how and hasattr(config, "quantization_config"): raise ValueError("it is stored in quantized weights, which cannot be sharded. Take the unquantized model, or load it whole.")
+        tokenizer, (model, found) = AutoTokenizer.from_pretrained(**source), AutoModelForCausalLM.from_pretrained(**source, use_safetensors=True, output_loading_info=True, **how)
     except torch.OutOfMemoryError: raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as e: raise ValueError(f"{name} cannot be loaded: {why_not(name, e)}") from None
     lacking = sorted(found["missing_keys"])
@@ -301,15 +305,23 @@ def commit(
     return Path(hf_hub_download(name, "config.json", revision=revision, token=hub_token())).parent.name
 
 # %% ../nbs/03_models.ipynb #c4db558a
+def fsdp_configured(
+    value:str|None, # Of ACCELERATE_USE_FSDP
+)->bool:
+    "Whether accelerate was told to shard models, which it would do after each process has loaded them whole."
+    return (value or "").lower() in ("1", "true", "yes", "y", "on", "t")
+
 def shards(
-    quantization:str|None, # As in `load_lm`
+    device:str|None, # These are as in `load_lm`
+    quantization:str|None,
 )->dict: # For `from_pretrained`
     "How a model is split over the processes of a training."
     from transformers.distributed.configuration_utils import DistributedConfig
     count = process().count
     if count < 2: raise ValueError("a model is sharded over several processes, and this is one. Start it with torchrun --nproc_per_node 2 --no-python in front of the script, or load it whole.")
-    if quantization: raise ValueError("4-bit weights cannot be sharded. Load the model in 16 bits to shard it, or in 4 bit whole.")
-    meet() # They get to know each other
+    if quantization: raise ValueError("4-bit weights cannot be sharded. Leave quantization at None to shard it (in the scripts: --quantization none), or load it whole.")
+    if device: raise ValueError("a sharded model is on the GPUs of its processes. Leave device at None.")
+    meet() # Starts the process group that the shards need
     return dict(distributed_config=DistributedConfig(fsdp_size=count))
 
 # %% ../nbs/03_models.ipynb #4fe0e1a1
@@ -323,8 +335,8 @@ def load_lm(
 )->LM:
     "Load a causal language model from safetensors."
     if not str(name): raise ValueError("the model has no name: give a folder, a name on the hub, or 'tiny'.")
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true": raise ValueError("accelerate is configured for FSDP, which would shard the model after every process has loaded it whole. Use a configuration without FSDP, and shard it while it is loaded: `dpo_train --sharded`, or `sharded=True` in Python.")
-    device = check_device(device or best_device())
+    if fsdp_configured(os.environ.get("ACCELERATE_USE_FSDP")): raise ValueError("accelerate is configured for FSDP, and only dpo_train can do with that. Use a configuration without it; in Python, a model is sharded by `sharded=True`.")
+    given, device = device, check_device(device or best_device())
     check_precision(dtype, quantization)
     dtype = best_dtype(device) if dtype == "auto" else getattr(torch, dtype)
     folder = tiny_path("policy") if str(name) == "tiny" else Path(name)
@@ -333,7 +345,7 @@ def load_lm(
     elif folder.is_file(): raise ValueError(f"{folder} is a file: a model is a folder with config.json and *.safetensors, as `save_pretrained` writes it, or a name on the hub. GGUF files are not read.")
     with short_bars(local):
         tokenizer, model = pretrained(str(folder) if local else str(name), revision, None if local else hub_token(),
-                                      dtype=dtype, **(shards(quantization) if sharded else {"device_map": {"": device}}), **({"quantization_config": nf4(dtype)} if quantization else {}))
+                                      dtype=dtype, **(shards(given, quantization) if sharded else {"device_map": {"": device}}), **({"quantization_config": nf4(dtype)} if quantization else {}))
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows: raise ValueError(f"the tokenizer of {name} has {len(tokenizer):,} tokens, but the model knows only {rows:,}. Fetch the model's own tokenizer.")
     known = identity(folder) if local else dict(weights=commit(str(name), revision))

@@ -170,7 +170,7 @@ def handing_on(
 def most(
     model, # As in `is_sharded`
     *numbers:int, # Of this process
-)->tuple[int]:
+)->tuple[int,...]:
     "The largest of each number among the processes that a model is sharded over."
     if not is_sharded(model): return numbers
     import torch.distributed as dist
@@ -209,19 +209,19 @@ def share_prefixes(
         starts = [len(row) - int(s.sum()) for s, row in zip(scored, rows)]
         gaps = any(not s[m][start:].all() for s, m, start in zip(scored, here, starts)) # In the labels
         bins = [] if gaps or why_not_shared(self, max(map(len, rows))) else pack(rows, max_tokens)
-        none, count = most(self, not bins, len(bins))
-        if none: return usual()
+        apart, count = most(self, not bins, len(bins))
+        if apart: return usual()
         at, outputs, before = torch.full((len(rows), input_ids.shape[1] - 1), -1), [], 0
         for b in bins + [[0]] * (count - len(bins)):
             tree = grow([rows[r] for r in b], [starts[r] for r in b])
-            score = [n for n, label in enumerate(tree.label) if label != NO_LABEL] or [0]
-            shift_labels = torch.tensor([[tree.label[n] for n in score]], device=self.device)
-            with handing_on(self, score): outputs.append(fused(**how | forward_inputs(tree, self), shift_labels=shift_labels, fused_lm_head=True))
-            place = {n: before + k for k, n in enumerate(score)}
+            heads = [n for n, label in enumerate(tree.label) if label != NO_LABEL] or [0]
+            shift_labels = torch.tensor([[tree.label[n] for n in heads]], device=self.device)
+            with handing_on(self, heads): outputs.append(fused(**how | forward_inputs(tree, self), shift_labels=shift_labels, fused_lm_head=True))
+            place = {n: before + k for k, n in enumerate(heads)}
             for r, places in zip(b, tree.places):
                 columns, first = here[r].nonzero()[:, 0].cpu(), max(starts[r], 1) # Of the row's tokens
                 at[r, columns[first:] - 1] = torch.tensor([place[n] for n in places[first - 1:-1]], dtype=torch.long)
-            before += len(score)
+            before += len(heads)
         return scattered(outputs, at.where(at >= 0, torch.tensor(before)))
     model.forward = MethodType(forward, model)
     return ""

@@ -316,7 +316,8 @@ def bins(
 )->list[Bin]:
     "What the model reads in one forward."
     responses, pairs = pair_counts(r)
-    if why_not_shared(shape.model, prompt + response): return [Bin(rows := 2 * pairs * instructions, prompt + response, rows * (prompt + response))]
+    copies = 2 * pairs * instructions
+    if why_not_shared(shape.model, prompt + response): return [Bin(copies, prompt + response, copies * (prompt + response))]
     rows = [[i] * prompt + [-1 - k] * response for i in range(instructions) for k in range(responses)]
     trees = [grow([rows[k] for k in b], [prompt] * len(b)) for b in pack(rows, BIN)]
     return [Bin(1, len(t.ids), sum(label != NO_LABEL for label in t.label)) for t in trees]
@@ -702,7 +703,7 @@ def look_count(self:Plan)->int:
 @patch
 def looks(self:Plan)->tuple[list,float]: # Moments, and seconds
     "What `Health` takes."
-    if not self.look_count(): return [], 0.
+    if not (count := self.look_count()): return [], 0.
     prompts, asked = min(LOOKED_AT, self.r.num_instructions), replace(self, r=replace(self.r, max_new_tokens=min(LOOKED_FOR, self.r.max_new_tokens)))
     moments, seconds = asked.write(prompts, prompts, 1, self.weights, lora_r=self.r.lora_r)
     (prompt, response), size = in_training(self.r, *self.longest), self.shape.model.dtype.itemsize
@@ -710,7 +711,7 @@ def looks(self:Plan)->tuple[list,float]: # Moments, and seconds
     logits = min(tokens - prompt, KNOWN * response) * self.shape.config.vocab_size * (4 + 4 + size * (size < 4))
     known = rehearse(self.shape, recite, 1, tokens, self.amp)
     moments += [m | dict(weights=self.weights) for m in (dict(activations=known.kept, logits=logits), dict(activations=known.most + self.shape.unpacked))]
-    return moments, self.look_count() * seconds
+    return moments, count * seconds
 
 # %% ../nbs/17_preflight.ipynb #7e3bb945
 @patch
@@ -811,6 +812,6 @@ def preflight(
         if not lacking: return Preflight(table, r, changes)
         stage, change, why = next(plan.remedies(lacking), (max(lacking, key=lacking.get), {}, ""))
         need = f"{stage} takes {lacking[stage]:.2f} GiB, and {plan.usable:.2f} of {machine.memory:.2f} may be used"
-        if not change: return Preflight(table, r, [*changes, f"It does not fit: {need}. Take a smaller model, or a GPU with {math.ceil(lacking[stage] / (1 - SPARE))} GiB free."])
+        if not change: return Preflight(table, r, [*changes, f"It does not fit: {need}. Take a smaller model, or a GPU with {math.ceil(lacking[stage] / (1 - SPARE))} GiB free; or let a server answer (endpoint), and train it in parts on several GPUs (dpo_train --sharded)."])
         changes.append(f"{', '.join(f'{k}: {getattr(r, k)} → {v}' for k, v in change.items())}, because {need}: {why}.")
         r = replace(r, **change)

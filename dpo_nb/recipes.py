@@ -20,7 +20,7 @@ from .models import check_precision, load_lm, Endpoint, LM
 from .generate import check_sampling, generate
 from .pairrm import checkpoint_folder, read_config, read_pair_tokenizer, PairRM
 from .preferences import make_pairs, save_pairs, Pairs, RULES
-from .dpo import check_fields, check_reference, check_start, load_adapter, past, train_dpo, trained_on, Training
+from .dpo import check_fields, check_numbers, check_reference, check_start, load_adapter, past, train_dpo, trained_on, Training
 from .evaluate import compare, complete, measures, plot_comparison, Comparison
 
 # %% ../nbs/16_recipes.ipynb #aa21e379
@@ -61,7 +61,8 @@ def check_recipe(
         if value is not None and not 0 < value < math.inf: raise ValueError(f"{name} must be above 0; found {value}")
     check_sampling(r.responses_per_instruction, r.temperature, r.top_p, 0, r.max_new_tokens, r.generation_batch)
     check_precision(r.dtype, r.quantization)
-    check_fields({k: v for k, v in r.dpo.items() if k != "looks"}); check_reference(r.reference)
+    looks = {k: v for k, v in r.dpo.items() if k == "looks"}
+    check_fields({k: v for k, v in r.dpo.items() if k not in looks}); check_numbers(**looks); check_reference(r.reference)
     if r.pairs not in RULES: raise ValueError(f"pairs is one of {', '.join(RULES)}; found {r.pairs!r}")
     if r.responses_per_instruction < 2: raise ValueError("responses_per_instruction must be at least 2: a preference is between two")
     if r.temperature == 0: raise ValueError("temperature must be above 0: at 0 all responses to an instruction are the same, and there is nothing to prefer")

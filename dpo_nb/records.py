@@ -543,7 +543,7 @@ class Recipe:
     lora_r:int = 16 # Rank of the adapter
     lora_alpha:int = 32 # Scale of the adapter
     stop_on_alarm:bool = False # Whether an alarm of the training's health ends it
-    dpo:dict = field(default_factory=dict) # Any other field of TRL's `DPOConfig`, and how often `Health` `looks`
+    dpo:dict = field(default_factory=dict) # Any other field of TRL's `DPOConfig`, and `looks`: how often `Health` looks at answers
     dtype:str = "auto" # "float32", "float16", "bfloat16", or "auto" = what fits the device
     quantization:str|None = None # "nf4" (4 bit), or none
     revision:str|None = None # Commit of the model on the hub, to be sure of the files; none = the latest

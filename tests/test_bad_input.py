@@ -332,8 +332,8 @@ model("a chat template that prints the date in a format that it computes", "chat
 model("a precision that does not exist", "dtype must be 'auto', 'float32' … found 'float8'", lambda: load_lm("model", "float8"))
 model("a quantization that does not exist", "quantization must be 'nf4' or None … found 'int4'", lambda: load_lm("model", quantization="int4"))
 model("`sharded` in a single process", "sharded over several processes, and this is one. Start it with torchrun … or load it whole", lambda: load_lm("model", sharded=True))
-model("`sharded` in 4 bit", "4-bit weights cannot be sharded … in 16 bits to shard it, or in 4 bit whole", lambda: in_environment(lambda: load_lm("model", quantization="nf4", sharded=True), WORLD_SIZE="2"))
-model("a configuration of accelerate with FSDP", "accelerate is configured for FSDP … without FSDP, and shard it while it is loaded: `dpo_train --sharded`", lambda: in_environment(lambda: load_lm("model"), ACCELERATE_USE_FSDP="true"))
+model("`sharded` in 4 bit", "4-bit weights cannot be sharded … in the scripts: --quantization none … or load it whole", lambda: in_environment(lambda: load_lm("model", quantization="nf4", sharded=True), WORLD_SIZE="2"))
+model("a configuration of accelerate with FSDP", "accelerate is configured for FSDP, and only dpo_train … in Python … `sharded=True`", lambda: in_environment(lambda: load_lm("model"), ACCELERATE_USE_FSDP="True"))
 model("a device that is not there", "no device 'cuda:7' here … give 'cpu'", lambda: load_lm("model", device="cuda:7"))
 
 @case(MODEL, "a tokenizer with more tokens than the model", "tokenizer of model has 2,895 tokens … the model knows only 895 … Fetch the model's own tokenizer")
@@ -656,6 +656,7 @@ training("a learning rate that is NaN", "learning_rate must be a number above 0;
 training("a learning rate as text", "learning_rate must be a number … found '5e-5'", learning_rate="5e-5")
 training("a learning rate that is far too high", "the loss is nan at step 2 … Lower the learning rate", tuple(pair(f"What is {a} + 1?") for a in range(8)), new="run/", learning_rate=1e30, batch_size=2, num_epochs=4, max_grad_norm=0)
 training("a negative number of epochs", "num_epochs must be a number above 0; found -1", num_epochs=-1)
+training("a negative number of looks", "looks must be a whole number from 0 on; found -1", looks=-1)
 training("a batch of 0 pairs", "batch_size must be a whole number above 0; found 0", batch_size=0)
 training("a beta of 0", "beta must be a number above 0; found 0.0", beta=0.)
 training("a reference that does not exist", "reference must be 'base' … or 'start' … found 'itself'", reference="itself")

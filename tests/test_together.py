@@ -1,5 +1,5 @@
 "Two processes do a run together: they leave what one leaves, and one that is killed is made up for."
-import json, os, shutil, signal, subprocess, sys, time
+import ast, json, os, shutil, signal, subprocess, sys, time
 from contextlib import suppress
 from pathlib import Path
 
@@ -156,6 +156,46 @@ def test_processes_with_different_bins_stay_together():
     assert (zero, one) == ("0", "1") and int(few) < int(many) and float(some) < .6 and float(others) < .6
     assert max(float(a), float(b)) < 1e-4
 
+AGAIN = """
+import os, sys, warnings
+import torch
+from dpo_nb.dpo import load_adapter, read_training, train_dpo
+from dpo_nb.generate import generate
+from dpo_nb.models import load_lm
+from dpo_nb.preferences import load_preferences
+from dpo_nb.prefix import score
+from dpo_nb.records import process
+pairs, out = sys.argv[1:]
+pairs = load_preferences(pairs)
+whole, parts = load_lm("tiny"), load_lm("tiny", sharded=True)
+train = lambda lm, name, rate=5e-3, epochs=2, **how: train_dpo(lm, pairs, f"{out}/{name}", learning_rate=rate, num_epochs=epochs, batch_size=2, gradient_accumulation=7, looks=0, **how)
+
+def refused(what):
+    try: what()
+    except ValueError as e: return str(e)
+
+said = [refused(lambda: train(parts, "stopped", .05, epochs=3, stop_on_alarm=True))]
+train(whole, "whole"); train(parts, "parts"); train(parts, "again")
+said += [refused(what) for what in (lambda: load_adapter(parts, f"{out}/parts/adapter"), lambda: generate(parts, []), lambda: score(parts, [], []), lambda: train(parts, "fsdp", fsdp=True))]
+four, stored = load_lm("tiny", quantization="nf4"), f"{out}/four{process().number}"
+for part in (four.model, four.tokenizer): part.save_pretrained(stored)
+said.append(refused(lambda: load_lm(stored, sharded=True)))
+ids = torch.tensor([[1, 2, 3, 4]])
+with torch.no_grad(): apart = (whole.model(ids).logits - parts.model(ids).logits).abs().max().item()
+left = [n for n, m in parts.model.named_modules() if "lora" in n or m.training or getattr(m, "gradient_checkpointing", False)] + [n for n in ("peft_config", "forward") if n in vars(parts.model)]
+if not process().number: os.write(1, repr((said, apart, left)).encode())
+"""
+
+def test_a_sharded_model_is_trained_twice_and_does_nothing_else(tmp_path, unbroken):
+    job = subprocess.run([*map(str, TORCHRUN), sys.executable, "-c", AGAIN, unbroken("dpo_train")[0]/"pairs", tmp_path], capture_output=True, text=True, timeout=300)
+    assert job.returncode == 0, job.stderr
+    (stopped, *refused, fsdp, quantized), apart, left = ast.literal_eval(job.stdout)
+    assert stopped.startswith("stopped by an alarm") and all("sharded over processes" in said for said in refused) and "set by `load_lm" in fsdp and "stored in quantized weights" in quantized
+    assert apart == 0 and left == []
+    for name in ("parts", "again"):
+        loss, weight = close(tmp_path/name, tmp_path/"whole")
+        assert len(steps(tmp_path/name)) > 5 and loss < 1e-5 and weight < 1e-3
+
 @pytest.mark.full
 def test_four_bits_with_checkpointing_are_those_of_one_process(tmp_path, unbroken):
     alone, shared = tmp_path/"alone", tmp_path/"shared"
@@ -164,7 +204,9 @@ def test_four_bits_with_checkpointing_are_those_of_one_process(tmp_path, unbroke
         args = flags("dpo_train", folder)
         args[args.index("--dpo") + 1] = '{"gradient_checkpointing": true}'
         job = start("dpo_train", *args, "--quantization", "nf4")
-        assert job.communicate() and job.returncode == 0
+        err = job.communicate()[1]
+        assert job.returncode == 0, err
+    assert {*differ(shared, alone)} <= {*TRAINED}
     loss, weight = close(shared, alone)
     assert loss < 1e-5 and weight < 1e-3
 
