@@ -164,7 +164,7 @@ from dpo_nb.generate import generate
 from dpo_nb.models import load_lm
 from dpo_nb.preferences import load_preferences
 from dpo_nb.prefix import score
-from dpo_nb.records import process
+from dpo_nb.records import in_turn, process
 pairs, out = sys.argv[1:]
 pairs = load_preferences(pairs)
 whole, parts = load_lm("tiny"), load_lm("tiny", sharded=True)
@@ -177,8 +177,10 @@ def refused(what):
 said = [refused(lambda: train(parts, "stopped", .05, epochs=3, stop_on_alarm=True))]
 train(whole, "whole"); train(parts, "parts"); train(parts, "again")
 said += [refused(what) for what in (lambda: load_adapter(parts, f"{out}/parts/adapter"), lambda: generate(parts, []), lambda: score(parts, [], []), lambda: train(parts, "fsdp", fsdp=True))]
-four, stored = load_lm("tiny", quantization="nf4"), f"{out}/four{process().number}"
-for part in (four.model, four.tokenizer): part.save_pretrained(stored)
+four, stored = load_lm("tiny", quantization="nf4"), f"{out}/four"
+with in_turn():
+    if not process().number:
+        for part in (four.model, four.tokenizer): part.save_pretrained(stored)
 said.append(refused(lambda: load_lm(stored, sharded=True)))
 ids = torch.tensor([[1, 2, 3, 4]])
 with torch.no_grad(): apart = (whole.model(ids).logits - parts.model(ids).logits).abs().max().item()
