@@ -268,7 +268,7 @@ def checkpoint_folder(
         wanted = ["config.json", "model.safetensors", "tokenizer.json", "spm.model"]
         try: folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=wanted, token=hub_token()))
         except (OSError, ValueError) as e:
-            raise ValueError(f"{name_or_path} is no folder here, and the hub did not give it ({no_answer(e)}). Check the name and the connection, or give a folder.") from None
+            raise ValueError(f"{name_or_path} is no folder here, and the hub did not give it ({no_answer(e)}). Check the name and the connection, or give a folder ('tiny' is here, and judges the tiny world).") from None
     for name in ("config.json", "model.safetensors"):
         if not (folder/name).exists(): raise ValueError(f"{folder} has no {name}. {NO_PICKLE if list(folder.glob('*.bin')) else 'Is it the folder of a PairRM checkpoint?'}")
     read_config(folder)
