@@ -2,7 +2,8 @@
 
 A random Llama (4 layers, hidden 384, 8,000 tokens, LoRA on every linear layer, float32), prompts and responses with lengths as LIMA's prompts and
 their responses have them (medians of 90 and 180 tokens, lognormal). A step is what TRL's `DPOTrainer` computes of a batch: the log-probabilities of
-the policy and of the reference, the loss, and the gradients, in CPU seconds of this process:
+the policy and of the reference, the loss, and the gradients, in CPU seconds of this process, or, where there is a GPU, in its own seconds by CUDA
+events, with the peak of its memory:
 
   one pair      four prompts a batch, each with one pair
   all pairs     one prompt a batch, with all ten pairs of five responses; twice as many batches, because what is gained depends on the prompt
@@ -28,6 +29,18 @@ torch.set_num_threads(1)
 logging.disable(); warnings.simplefilter("ignore")
 
 VOCABULARY, LONGEST = 8000, 700
+CUDA = torch.cuda.is_available()
+
+class Clock:
+    "Seconds, and on a GPU the most bytes that were held, while a block runs."
+    def __enter__(self):
+        if CUDA: torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats(); self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]; self.events[0].record()
+        else: self.start = time.process_time()
+        return self
+    def __exit__(self, *_):
+        if CUDA: self.events[1].record(); torch.cuda.synchronize()
+        self.seconds = self.events[0].elapsed_time(self.events[1]) / 1000 if CUDA else time.process_time() - self.start
+        self.peak = torch.cuda.max_memory_allocated() if CUDA else 0
 
 class Draw:
     "Random texts of realistic lengths, as token ids."
@@ -55,7 +68,7 @@ def trainers_on(pairs, folder, layers):
     class Tokenized(DPOTrainer):
         def _prepare_dataset(self, dataset, *args): return dataset # The tokens are there
     set_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, hidden_size=384, intermediate_size=1024, num_hidden_layers=layers, num_attention_heads=6, max_position_embeddings=2048, pad_token_id=0))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, hidden_size=384, intermediate_size=1024, num_hidden_layers=layers, num_attention_heads=6, max_position_embeddings=2048, pad_token_id=0)).to("cuda" if CUDA else "cpu")
     lm, tokens = LM(model.eval(), load_lm("tiny", device="cpu").tokenizer, "random"), Dataset.from_list(pairs)
     config = lambda: dpo_config(lm, folder, gradient_checkpointing=False)
     usual = Tokenized(model=twin(model), args=config(), train_dataset=tokens, processing_class=lm.tokenizer, peft_config=lora_config(model))
@@ -67,15 +80,15 @@ def trainers_on(pairs, folder, layers):
     return usual, ours
 
 def steps(trainer, batches):
-    "The loss and the gradients of each batch, and the CPU seconds of all."
+    "The loss and the gradients of each batch, and the `Clock` of all."
     found, model = [], trainer.model.train()
-    start = time.process_time()
-    for batch in batches:
-        model.zero_grad()
-        loss = trainer.compute_loss(model, dict(batch))
-        loss.backward()
-        found.append((loss.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
-    return found, time.process_time() - start
+    with Clock() as clock:
+        for batch in batches:
+            model.zero_grad()
+            loss = trainer.compute_loss(model, trainer._prepare_inputs(dict(batch)))
+            loss.backward()
+            found.append((loss.item(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    return found, clock
 
 def distinct(batch):
     "The tokens that the trees of a batch have, and how many of them are scored."
@@ -85,16 +98,16 @@ def distinct(batch):
     return sum(len(t.ids) for t in trees), sum(l >= 0 for t in trees for l in t.label)
 
 def floor(trainer, batches, width=512):
-    "CPU seconds of the bare model on as many tokens, in full rows."
+    "Seconds of the bare model on as many tokens, in full rows."
     sizes, seconds, model = [distinct(b) for b in batches], 0., trainer.model.train()
     for tokens, scored in sizes:
-        rows = torch.randint(10, VOCABULARY, (max(1, round(tokens / width)), min(width, tokens)))
+        rows = torch.randint(10, VOCABULARY, (max(1, round(tokens / width)), min(width, tokens)), device=model.device)
         labels = rows.clone(); labels.view(-1)[:-scored] = -100
         ask = lambda: model(input_ids=rows, labels=labels, fused_lm_head=True, use_cache=False).log_probs.sum()
-        start = time.process_time()
-        with torch.no_grad(), model.disable_adapter(): ask()
-        model.zero_grad(); ask().backward()
-        seconds += (time.process_time() - start) * tokens / rows.numel()
+        with Clock() as clock:
+            with torch.no_grad(), model.disable_adapter(): ask()
+            model.zero_grad(); ask().backward()
+        seconds += clock.seconds * tokens / rows.numel()
     return seconds
 
 def difference(trl, ours, pairs):
@@ -115,7 +128,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         for name in kinds:
             draw = Draw(f"{given.seed} {name}")
-            drawn = [KINDS[name](draw) for _ in range(2 * count if name == "all_pairs" else count)]
+            drawn = [KINDS[name](draw) for _ in range(2 * count if name == "all_pairs" and not given.quick else count)]
             trl, ours = trainers_on(drawn[0], folder, 2 if given.quick else 4)
             batches = [trl.data_collator(pairs) for pairs in drawn]
             for trainer in (trl, ours): steps(trainer, [trl.data_collator([{k: ids[:9] for k, ids in drawn[0][0].items()}])]) # What is prepared once
@@ -123,9 +136,9 @@ def main():
             bare = floor(trl, drawn)
             apart = [max(pair) for pair in zip(apart, difference(trl, ours, drawn[0]))]
             padded, unique = sum(b["input_ids"].numel() for b in batches), sum(distinct(b)[0] for b in drawn)
-            table[name] = dict(trl=slow, ours=fast, floor=bare, padded=padded, unique=unique, batches=len(batches))
-    print(f"{'':12}{'batches':>8}{'tokens':>9}{'distinct':>10}{'TRL, CPU s':>12}{'shared':>9}{'ratio':>7}{'floor':>7}")
-    for name, t in table.items(): print(f"{name.replace('_', ' '):12}{t['batches']:8}{t['padded']:9,}{t['unique']:10,}{t['trl']:12.1f}{t['ours']:9.1f}{t['trl'] / t['ours']:7.2f}{t['floor'] / t['ours']:7.2f}")
+            table[name] = dict(trl=slow.seconds, ours=fast.seconds, peaks=f"{slow.peak / 2**20:8,.0f}{fast.peak / 2**20:8,.0f}" * CUDA, floor=bare, padded=padded, unique=unique, batches=len(batches))
+    print(f"{'':12}{'batches':>8}{'tokens':>9}{'distinct':>10}{'TRL, s' if CUDA else 'TRL, CPU s':>12}{'shared':>9}{'ratio':>7}{'floor':>7}{'  peaks, MiB' * CUDA}")
+    for name, t in table.items(): print(f"{name.replace('_', ' '):12}{t['batches']:8}{t['padded']:9,}{t['unique']:10,}{t['trl']:12.1f}{t['ours']:9.1f}{t['trl'] / t['ours']:7.2f}{t['floor'] / t['ours']:7.2f}{t['peaks']}")
     print(json.dumps({name: round(t["trl"] / t["ours"], 2) for name, t in table.items()} | dict(floor=round(min(t["floor"] / t["ours"] for t in table.values()), 2),
                      max_loss_diff=float(f"{apart[0]:.1e}"), max_grad_diff=float(f"{apart[1]:.1e}"))))
 
