@@ -150,7 +150,7 @@ os.write(1, f"{process().number} {len(pack(rows.tolist(), 30))} {local / whole.m
 """
 
 def test_processes_with_different_bins_stay_together():
-    job = subprocess.run([*map(str, TORCHRUN), sys.executable, "-c", SHARDED], capture_output=True, text=True, timeout=300)
+    job = subprocess.run([*map(str, TORCHRUN), sys.executable, "-c", SHARDED], capture_output=True, text=True, timeout=900)
     assert job.returncode == 0, job.stderr
     (zero, few, some, a), (one, many, others, b) = sorted(line.split() for line in job.stdout.splitlines())
     assert (zero, one) == ("0", "1") and int(few) < int(many) and float(some) < .6 and float(others) < .6
@@ -189,7 +189,7 @@ if not process().number: os.write(1, repr((said, apart, left)).encode())
 """
 
 def test_a_sharded_model_is_trained_twice_and_does_nothing_else(tmp_path, unbroken):
-    job = subprocess.run([*map(str, TORCHRUN), sys.executable, "-c", AGAIN, unbroken("dpo_train")[0]/"pairs", tmp_path], capture_output=True, text=True, timeout=300)
+    job = subprocess.run([*map(str, TORCHRUN), sys.executable, "-c", AGAIN, unbroken("dpo_train")[0]/"pairs", tmp_path], capture_output=True, text=True, timeout=900)
     assert job.returncode == 0, job.stderr
     (stopped, *refused, fsdp, quantized), apart, left = ast.literal_eval(job.stdout)
     assert stopped.startswith("stopped by an alarm") and all("sharded over processes" in said for said in refused) and "set by `load_lm" in fsdp and "stored in quantized weights" in quantized
