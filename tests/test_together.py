@@ -159,7 +159,7 @@ def test_processes_with_different_bins_stay_together():
 AGAIN = """
 import os, sys, warnings
 import torch
-from dpo_nb.dpo import load_adapter, read_training, train_dpo
+from dpo_nb.dpo import load_adapter, train_dpo
 from dpo_nb.generate import generate
 from dpo_nb.models import load_lm
 from dpo_nb.preferences import load_preferences
