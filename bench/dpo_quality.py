@@ -25,13 +25,14 @@ from pathlib import Path
 import pandas as pd
 from datasets import disable_caching
 
-from dpo_nb import dpo
-from dpo_nb.dpo import *
-from dpo_nb.evaluate import complete
-from dpo_nb.recipes import *
-from dpo_nb.records import alone
-from dpo_nb.stats import bootstrap
+from dpo_nb import trainer
 from dpo_nb.tiny import Oracle
+from dpo_nb.stats import bootstrap
+from dpo_nb.losses import tokenize_pairs
+from dpo_nb.adapters import load_adapter, lora_config, save_adapter, twin
+from dpo_nb.trainer import dpo_config
+from dpo_nb.evaluate import complete
+from dpo_nb.running import draw_test, draw_training, generation_stage, load_model, pair_stage, ranking_stage, recipes, training_stage
 
 logging.disable(); warnings.simplefilter("ignore"); disable_caching()
 
@@ -52,9 +53,9 @@ def by_trl(r, base, pairs, out):
 def by_groups(r, base, pairs, out): training_stage(r, out, base, pairs, [])
 
 def unshared(r, base, pairs, out):
-    dpo.share_prefixes, sharing = lambda model: "switched off", dpo.share_prefixes
+    trainer.share_prefixes, sharing = lambda model: "switched off", trainer.share_prefixes
     try: by_groups(r, base, pairs, out)
-    finally: dpo.share_prefixes = sharing
+    finally: trainer.share_prefixes = sharing
 
 WAYS = dict(groups=(by_groups, {}), unshared=(unshared, {}), shuffled=(by_trl, {}), small_steps=(by_trl, dict(batch_size=8, learning_rate=2e-3)))
 

@@ -21,7 +21,9 @@ os.environ |= dict(HF_HUB_OFFLINE="1", TQDM_DISABLE="1") # Nothing is fetched, a
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-from dpo_nb.dpo import dpo_config, lora_config, make_trainer, twin, Health
+from dpo_nb.trainer import dpo_config, make_trainer
+from dpo_nb.adapters import lora_config, twin
+from dpo_nb.health import Health
 from dpo_nb.models import LM, load_lm
 from dpo_nb.prefix import grow, pack
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
-from dpo_nb.generate import BLOCK, Rows, Written, sample
+from dpo_nb.generation import BLOCK, Rows, Written, sample
 
 torch.set_num_threads(1)
 END = 0

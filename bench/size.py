@@ -30,7 +30,8 @@ def answers(tiny, instruction, rng):
 def chain(folder, n):
     "CPU seconds of each stage."
     from dpo_nb.preferences import load_pairs, make_pairs, save_pairs
-    from dpo_nb.records import Instruction, Journal, Response, read_journal, read_records, write_records
+    from dpo_nb.records import Instruction, Response
+    from dpo_nb.journal import Journal, read_journal, read_records, write_records
     from dpo_nb.tiny import Oracle, TinyWorld
     tiny, rng, spent = TinyWorld(), random.Random(0), dict.fromkeys(STAGES, 0.)
     def timed(stage, do):
@@ -57,7 +58,8 @@ def chain(folder, n):
 
 def hold(folder, n):
     "Nothing but the records."
-    from dpo_nb.records import Instruction, Ranking, Response, read_journal, read_records
+    from dpo_nb.records import Instruction, Ranking, Response
+    from dpo_nb.journal import read_journal, read_records
     held = read_records(folder/"instructions.jsonl", Instruction), read_journal(folder/"responses.jsonl", Response), read_journal(folder/"rankings.jsonl", Ranking)
     return dict(records=sum(map(len, held)))
 

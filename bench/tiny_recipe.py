@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from dpo_nb.evaluate import measures
-from dpo_nb.recipes import recipes, run_recipe
+from dpo_nb.running import recipes, run_recipe
 
 def settings(learning_rate, sft):
     "The recipe with other settings; without an sft weight, the loss is DPO alone."

@@ -18,8 +18,10 @@ from tqdm import trange
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dpo_nb.tiny import GIFTS, GROUP_OF, GROUPS, NAMES, OPPOSITE, POINTS, WRITE, Oracle, TinyWorld, read_review, review_answer, review_question
-from dpo_nb.pairrm import PairRM, PairRanker, PairTokenizer, convert_spm, deberta_v3, pad_rows, read_tokenizer, save_pairrm, train_spm
-from dpo_nb.records import Instruction, write_whole
+from dpo_nb.pairrm import PairRM
+from dpo_nb.ranker import PairRanker, PairTokenizer, convert_spm, deberta_v3, pad_rows, read_tokenizer, save_pairrm, train_spm
+from dpo_nb.records import Instruction
+from dpo_nb.journal import write_whole
 
 VOCABULARY = 1024 # At most: the merges end when every word of the world is one token
 TEMPLATE = """{{ bos_token }}{% for m in messages %}\

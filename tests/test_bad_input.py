@@ -13,16 +13,20 @@ os.environ |= dict(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", HF_DATASETS_DISABLE_PRO
 
 import pytest
 
-from dpo_nb.records import *
-from dpo_nb.tiny import Oracle, TinyWorld, tiny_path
+from dpo_nb.records import fingerprint, Instruction, Ranking, Response
+from dpo_nb.journal import write_records
+from dpo_nb.tiny import Oracle, tiny_path, TinyWorld
 from dpo_nb.instructions import load_instructions, unseen
-from dpo_nb.models import Endpoint, load_lm
-from dpo_nb.generate import generate
+from dpo_nb.models import load_lm
+from dpo_nb.endpoint import Endpoint
+from dpo_nb.generation import generate
 from dpo_nb.pairrm import PairRM
 from dpo_nb.preferences import load_preferences, make_pairs, save_pairs
-from dpo_nb.dpo import load_adapter, merge_adapter, train_dpo
+from dpo_nb.adapters import load_adapter, merge_adapter
+from dpo_nb.dpo import train_dpo
 from dpo_nb.evaluate import compare, wins
-from dpo_nb.recipes import recipes, run_recipe
+from dpo_nb.settings import Run
+from dpo_nb.running import recipes, run_recipe
 from dpo_nb.cli import dpo_demo, dpo_evaluate, dpo_generate, dpo_pairs, dpo_rank, dpo_run, dpo_train
 
 PAGE = Path(__file__).parents[1]/"nbs"/"bad_input.md"
@@ -112,7 +116,7 @@ def full(path, do):
 def in_use(path, do):
     "Do something while another process works in a folder."
     def told():
-        other = [sys.executable, "-c", f"from dpo_nb.records import alone\nwith alone({path!r}): print(flush=True); input()"]
+        other = [sys.executable, "-c", f"from dpo_nb.journal import alone\nwith alone({path!r}): print(flush=True); input()"]
         with subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             process.stdout.readline()
             try: return do()
@@ -392,10 +396,6 @@ address = f"http://127.0.0.1:{silent.getsockname()[1]}"
 os.environ |= dict(HF_ENDPOINT=address, HF_HUB_OFFLINE="0", HF_HOME=sys.argv[1], HF_TOKEN="", HF_HUB_ETAG_TIMEOUT="1", HF_HUB_DOWNLOAD_TIMEOUT="1")
 import huggingface_hub.file_download as client
 client._ETAG_RETRY_TIMEOUT = 1
-from dpo_nb.dpo import adapter_folder
-from dpo_nb.instructions import load_instructions
-from dpo_nb.models import load_lm
-from dpo_nb.pairrm import PairRM
 ways = dict(lima=lambda: load_instructions("lima"), data=lambda: load_instructions("someone/questions"), model=lambda: load_lm("someone/model"),
             judge=lambda: PairRM.load("someone/judge"), adapter=lambda: adapter_folder("someone/adapter"))
 def told(do):
@@ -744,7 +744,7 @@ def _():
 
 @happens(ADAPTERS, "an adapter without base.json, trained elsewhere", "nothing says what it was trained on … may be one of those")
 def _():
-    from dpo_nb.dpo import trained_on
+    from dpo_nb.adapters import trained_on
     copy(trained()/"adapter", "adapter", {"base.json": None}); return lambda: warned(lambda: trained_on("adapter"))
 
 # Evaluation

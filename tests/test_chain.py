@@ -6,7 +6,7 @@ import pandas as pd
 import pytest, torch
 
 from dpo_nb.cli import dpo_evaluate, dpo_generate, dpo_pairs, dpo_rank, dpo_train
-from dpo_nb.dpo import load_adapter, merge_adapter, merge_report, trained_on
+from dpo_nb.adapters import load_adapter, merge_adapter, merge_report, trained_on
 from dpo_nb.instructions import unseen
 from dpo_nb.models import load_lm
 

@@ -10,18 +10,21 @@ import pytest
 
 from conftest import ROOT, kill_when
 from dpo_nb.cli import dpo_generate
-from dpo_nb.generate import Withheld, generate, withheld_file
-from dpo_nb.models import Endpoint, load_lm
-from dpo_nb.recipes import recipes, run_recipe
-from dpo_nb.records import Instruction, Journal, Response, read_journal
+from dpo_nb.endpoint import Withheld, withheld_file
+from dpo_nb.generation import generate
+from dpo_nb.endpoint import Endpoint
+from dpo_nb.models import load_lm
+from dpo_nb.running import recipes, run_recipe
+from dpo_nb.records import Instruction, Response
+from dpo_nb.journal import Journal, read_journal
 from dpo_nb.tiny import TinyWorld, tiny_path
 
 ASKED = TinyWorld().instructions("dev")[:24]
 HOW = dict(n=2, temperature=0, max_new_tokens=64)
 CLIENT = """
 import sys
-from dpo_nb.generate import generate
-from dpo_nb.models import Endpoint
+from dpo_nb.generation import generate
+from dpo_nb.endpoint import Endpoint
 from dpo_nb.tiny import TinyWorld
 url, model, out = sys.argv[1:]
 generate(Endpoint(url, model, concurrency=4), TinyWorld().instructions("dev")[:24], out=out, n=2, temperature=0, max_new_tokens=64)

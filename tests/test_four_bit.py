@@ -5,11 +5,15 @@ import pytest, torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dpo_nb.dpo import *
-from dpo_nb.generate import generate
-from dpo_nb.models import load_lm
-from dpo_nb.preferences import make_pairs
 from dpo_nb.tiny import Oracle, TinyWorld
+from dpo_nb.models import load_lm
+from dpo_nb.generation import generate
+from dpo_nb.preferences import make_pairs
+from dpo_nb.losses import tokenize_pairs
+from dpo_nb.adapters import instruction_traces, load_adapter, lora_config, save_adapter, trained_on
+from dpo_nb.health import Health
+from dpo_nb.trainer import checkpoints, dpo_config, hold_to, is_whole, make_trainer, newest
+from dpo_nb.dpo import keep_settings, read_training, run_training, train_dpo
 
 @pytest.fixture(autouse=True)
 def one_thread(): torch.set_num_threads(1)

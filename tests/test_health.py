@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest, torch
 
 from dpo_nb.dpo import read_training
-from dpo_nb.recipes import recipes, run_recipe
+from dpo_nb.running import recipes, run_recipe
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.full) for s in range(1, 5))])
 def test_a_healthy_run_raises_no_alarm(tmp_path, seed):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from conftest import SCRIPTS, Watch, call, differ, flags, kill_when, lines, start
-from dpo_nb.dpo import checkpoints, is_whole, newest
+from dpo_nb.trainer import checkpoints, is_whole, newest
 
 JOURNALS = "responses.jsonl", "rankings.jsonl", "base.jsonl", "tuned.jsonl", "rankings-tuned.jsonl"
 

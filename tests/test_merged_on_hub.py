@@ -34,7 +34,7 @@ def hub(serve):
 def ask(hub, python, tmp_path):
     def run(expression, name, **env):
         env = dict(HF_ENDPOINT=hub[0], HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path), HF_TOKEN=TOKEN, TQDM_DISABLE="1") | env
-        done = python(f"import json\nfrom dpo_nb.dpo import *\nfrom dpo_nb.models import load_lm\nname = {name!r}\nprint(json.dumps({expression}))", **env)
+        done = python(f"import json\nfrom dpo_nb.adapters import *\nfrom dpo_nb.dpo import *\nfrom dpo_nb.models import load_lm\nname = {name!r}\nprint(json.dumps({expression}))", **env)
         assert done.returncode == 0, done.stderr[-2000:]
         return json.loads(done.stdout), done.stderr
     return run

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_nb.pairrm import MARKERS, PairRM
+from dpo_nb.ranker import MARKERS
+from dpo_nb.pairrm import PairRM
 from dpo_nb.records import Ranking
 from dpo_nb.tiny import TinyWorld
 from llm_blender_repaired import load_blender, reference_tokenizer, repaired, save_checkpoint

@@ -8,12 +8,13 @@ import pytest, torch
 from hypothesis import HealthCheck, assume, example, given, settings, strategies as st
 
 from dpo_nb import preferences
-from dpo_nb.generate import pick
+from dpo_nb.records import fingerprint, from_json, Instruction, plural, Ranking, Response, to_json
+from dpo_nb.journal import Journal, read_journal, read_records, write_records
 from dpo_nb.models import load_lm
-from dpo_nb.pairrm import pair_scores
-from dpo_nb.preferences import RULES, load_pairs, make_pairs, pairs_of, save_pairs
 from dpo_nb.prefix import grow, pack, share_prefixes, visible
-from dpo_nb.records import *
+from dpo_nb.generation import pick
+from dpo_nb.pairrm import pair_scores
+from dpo_nb.preferences import load_pairs, make_pairs, pairs_of, RULES, save_pairs
 from test_templates import added, lm_for
 
 COMMON = dict(deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])

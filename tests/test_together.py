@@ -125,10 +125,10 @@ import os, sys, torch
 from peft import get_peft_model
 from torch.distributed.tensor import DTensor
 from trl.trainer.utils import add_fused_lm_head
-from dpo_nb.dpo import lora_config
+from dpo_nb.adapters import lora_config
 from dpo_nb.models import load_lm
 from dpo_nb.prefix import pack, share_prefixes
-from dpo_nb.records import process
+from dpo_nb.journal import process
 whole, parts = load_lm("tiny"), load_lm("tiny", sharded=True)
 local = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parts.model.parameters())
 rows = torch.arange(4, 76).view(6, 12)[:(2, 6)[process().number]]
@@ -159,12 +159,13 @@ def test_processes_with_different_bins_stay_together():
 AGAIN = """
 import os, sys, warnings
 import torch
-from dpo_nb.dpo import load_adapter, train_dpo
-from dpo_nb.generate import generate
+from dpo_nb.adapters import load_adapter
+from dpo_nb.dpo import train_dpo
+from dpo_nb.generation import generate
 from dpo_nb.models import load_lm
 from dpo_nb.preferences import load_preferences
 from dpo_nb.prefix import score
-from dpo_nb.records import in_turn, process
+from dpo_nb.journal import in_turn, process
 pairs, out = sys.argv[1:]
 pairs = load_preferences(pairs)
 whole, parts = load_lm("tiny"), load_lm("tiny", sharded=True)
@@ -214,14 +215,16 @@ def test_four_bits_with_checkpointing_are_those_of_one_process(tmp_path, unbroke
 
 GROWN = """
 import sys
-from dpo_nb.records import *
+from dpo_nb.journal import process
+from dpo_nb.judging import FunctionJudge
+from dpo_nb.records import Instruction, Response
 out, count = sys.argv[1:]
 asked = [Instruction.ask(f"Question {k}?") for k in range(int(count))]
 given = [Response(i.id, k, "word " * (k + n + 1), 1, True) for n, i in enumerate(asked) for k in range(2)]
-longest = lambda groups: [([float(len(t)) for t in texts], {}) for _, texts in groups]
+longest = FunctionJudge(lambda i, r: len(r.text), "longest")
 for some in (3, 5, len(asked)):
     ids = {i.id for i in asked[:some]}
-    ranked = rank_each(longest, "longest", asked[:some], [r for r in given if r.instruction_id in ids], out)
+    ranked = longest.rank(asked[:some], [r for r in given if r.instruction_id in ids], out)
     sys.stdout.write(f"{process().number} {len(ranked)}\\n")  # in one piece: `print` of two processes mixes lines and their ends
     sys.stdout.flush()
 """

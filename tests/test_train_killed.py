@@ -5,11 +5,13 @@ import pytest
 from safetensors import safe_open
 
 from conftest import kill_when
-from dpo_nb.dpo import checkpoints, is_whole, newest, trained_on
+from dpo_nb.trainer import checkpoints, is_whole, newest
+from dpo_nb.adapters import trained_on
 
 TRAIN = """
 import random, sys, torch
-from dpo_nb.dpo import load_adapter, train_dpo
+from dpo_nb.adapters import load_adapter
+from dpo_nb.dpo import train_dpo
 from dpo_nb.models import load_lm
 from dpo_nb.tiny import TinyWorld
 

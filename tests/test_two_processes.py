@@ -4,7 +4,7 @@ import shutil, signal
 import pytest
 
 from conftest import SCRIPTS, call, differ, flags, lines, signal_when, start
-from dpo_nb.recipes import pair_stage, ranking_stage, recipes, run_recipe
+from dpo_nb.running import pair_stage, ranking_stage, recipes, run_recipe
 
 REFUSED = "is in use: another process works in it. Wait until that one has ended, or give this one another folder."
 
