@@ -37,7 +37,7 @@ bench: .venv/installed
 prepare: .venv/installed
 	$(BIN)/nbdev_clean && $(BIN)/nbdev_export && $(MAKE) -B README.md
 
-# Run the notebooks and keep what they show, for the site: `make outputs NB=nbs/07_pairrm.ipynb`.
+# Run the notebooks and keep what they show, for the site: `make outputs NB=nbs/20_pairrm.ipynb`.
 NB ?= nbs/*.ipynb nbs/tutorials/*.ipynb
 outputs: .venv/installed
 	rm -rf nbs/runs nbs/tutorials/runs

@@ -6,7 +6,7 @@
 __all__ = ['NONE', 'CURVES', 'OTHER', 'WAY_ON', 'json_object', 'source', 'or_none', 'recipe_flags', 'changed', 'spark',
            'show_training', 'show_answers', 'show_verdict', 'show_result', 'as_flags', 'user_error', 'stoppable',
            'one_line', 'Flags', 'parse', 'dpo_generate', 'stages_before', 'dpo_rank', 'dpo_pairs', 'without_fsdp',
-           'dpo_train', 'named_adapter', 'dpo_evaluate', 'dpo_demo', 'dpo_run', 'dpo_preflight']
+           'dpo_train', 'named_adapter', 'check_own', 'dpo_evaluate', 'dpo_demo', 'dpo_run', 'dpo_preflight']
 
 # %% ../nbs/74_cli.ipynb #a603ace4
 import os
@@ -14,13 +14,14 @@ os.environ.setdefault("TQDM_DELAY", "2")
 if os.environ.get("RANK", "0") != "0": os.environ["TQDM_DISABLE"] = "1";
 
 # %% ../nbs/74_cli.ipynb #5dc5291e
-import argparse, difflib, errno, json, re, signal, sys, time, warnings
+import argparse, difflib, errno, json, re, signal, sys, threading, time, warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
+from threading import Timer
 
-from .records import Instruction, plural, printable, Ranking, Response
-from .journal import alone, process, read_journal, read_records
+from .records import Instruction, plural, printable, Ranking, Response, sha256
+from .journal import alone, process, read_journal, read_records, write_whole
 from .settings import Recipe, Run
 
 # %% ../nbs/74_cli.ipynb #ab8762f9
@@ -189,11 +190,16 @@ def user_error(
 # %% ../nbs/74_cli.ipynb #e4700579
 @contextmanager
 def stoppable():
-    "SIGTERM is a `KeyboardInterrupt` with its number."
+    "SIGTERM is a `KeyboardInterrupt` with its number; neither is lost where Python passes over errors, as in `__del__`."
     def stop(number, frame): raise KeyboardInterrupt(number)
-    before = signal.signal(signal.SIGTERM, stop)
+    def again(lost): # Python tells of an error that it passes over
+        if not issubclass(lost.exc_type, KeyboardInterrupt): return told(lost)
+        number = (lost.exc_value.args or [signal.SIGINT])[0]
+        Timer(.05, lambda: signal.raise_signal(number) if threading.main_thread().is_alive() else None).start()
+    told, before = sys.unraisablehook, signal.signal(signal.SIGTERM, stop)
+    sys.unraisablehook = again
     try: yield
-    finally: signal.signal(signal.SIGTERM, before)
+    finally: sys.unraisablehook = told; signal.signal(signal.SIGTERM, before)
 
 @contextmanager
 def one_line(
@@ -357,6 +363,19 @@ def named_adapter(
     if not (equals and path and name.isidentifier() and name != "base"): raise argparse.ArgumentTypeError(f"expected NAME=PATH, where the name has letters, digits and _, begins with none of the digits, and is not 'base'; found {text!r}")
     return name, path
 
+# %% ../nbs/74_cli.ipynb #9117dffb
+def check_own(
+    file:Path, # A table that is to be written
+    folder:Path, # With its answers, and the table's hash in `table.json`
+):
+    "Refuse to replace a table that this script has not written."
+    if not file.exists(): return
+    kept = folder/"table.json"
+    try: known = json.loads(kept.read_text())[file.name] if kept.exists() else None
+    except (ValueError, KeyError, TypeError): known = ""
+    if known == sha256(file) or known is None and (folder/"base.jsonl").exists(): return # An earlier version kept no hash
+    raise ValueError(f"--output_file {file} is there already, and {'was changed since it was written' if known is not None else 'this script has not written it'}. Give another name, or rename the file{' and run this again: the answers are kept' if known is not None else ''}.")
+
 # %% ../nbs/74_cli.ipynb #3e096502
 def dpo_evaluate(
     args:list[str]|None=None, # Flags; `None` = those of the shell
@@ -376,10 +395,13 @@ def dpo_evaluate(
         if twice := [n for n in named if named.count(n) > 1]: raise ValueError(f"two adapters are called {twice[0]!r} (capital and small letters count as the same). Give each NAME=PATH a name of its own.")
         if file.is_dir(): raise ValueError(f"--output_file {file} is a folder. Give the name of a file in it.")
         if not file.suffix: raise ValueError(f"--output_file {file} needs an ending: give {file}.csv. The answers are kept in the folder {file}.")
-        with alone(file.with_suffix("")):
-            comparisons = evaluate_adapters(r, adapters, file.with_suffix(""))
+        folder = file.with_suffix("")
+        with alone(folder):
+            check_own(file, folder)
+            comparisons = evaluate_adapters(r, adapters, folder)
             table = joined(comparisons)
             save_table(table, file)
+            write_whole(folder/"table.json", json.dumps({file.name: sha256(file)}) + "\n")
         show_answers(table, ["base", *adapters], len(table))
         for c in comparisons: show_verdict(c); print()
         print(f"All answers: {file}")

@@ -16,8 +16,9 @@ from pathlib import Path
 from .records import digest
 from .journal import differences, in_turn, journal_settings, naming, process, write_whole
 from .instructions import traces
-from .models import LM
-from .losses import check_rows, tokenize_pairs
+from .models import LM, threads_for
+from .preferences import check_rows
+from .losses import tokenize_pairs
 from .adapters import as_it_was, check_shape, instruction_traces, lora_config, past, quiet, read_base, save_adapter, Tuned
 from .health import Alarm, Health, logged, plot_curves, sounded
 from .trainer import check_packing, checkpoints, dpo_config, hold_to, keep_two, make_trainer, newest
@@ -69,11 +70,13 @@ def check_training(
 )->bool: # Whether it is finished
     "Refuse a folder of another training."
     file, made = folder/"training.json", [p.name for p in [folder/"adapter", *checkpoints(folder/"checkpoints")] if p.exists()]
+    theirs = [*made, *(n for n in ("training.jsonl", "health.jsonl", "curves.png") if (folder/n).exists())] # If it is not a training's
     if folder.is_file(): raise ValueError(f"{folder} is a file, and the training needs a folder. Choose another name.")
-    if made and not file.exists(): raise ValueError(f"{folder} has a folder '{made[0]}', but no training.json: something else made it. Use another folder.")
+    if not file.exists() and theirs: raise ValueError(f"{folder} has {theirs[0]!r}, but no training.json: something else made it, and it would be replaced. Use another folder.")
+    if not file.exists(): return False
+    try: old = dict(json.loads(file.read_text())["settings"])
+    except (ValueError, KeyError, TypeError): raise ValueError(f"{file} is damaged, or something else wrote it. Use another folder; if there is an adapter in this one, it can still be used (`load_adapter`).") from None
     if not made: return False
-    try: old = json.loads(file.read_text())["settings"]
-    except (ValueError, KeyError, TypeError): raise ValueError(f"{file} is damaged. Use another folder; if there is an adapter in this one, it can still be used (`load_adapter`).") from None
     differ = differences(old, settings)
     there = f" (in the scripts: --output_dir NEW --dataset {folder}/pairs)" if (folder/"pairs").exists() else ""
     if differ: raise ValueError(f"{folder} holds another training ({differ}). Go on with the old settings, or use another folder{there}.")
@@ -184,7 +187,7 @@ def keep_training(
 # %% ../nbs/44_dpo.ipynb #84deb0b4
 def train_dpo(
     lm:LM, # The model to start from, as from `load_lm` or `load_adapter`; it is not changed
-    dataset, # Pairs: a `datasets.Dataset` or a list of dicts with `prompt`, `chosen`, `rejected` as messages
+    dataset, # Pairs: a `datasets.Dataset` or a list of dicts with `prompt`, `chosen`, `rejected`, as texts or as messages
     out:str|Path, # Folder of the training; one that was interrupted is continued, a finished one is read
     learning_rate:float=5e-5, # Peak
     num_epochs:float=1., # Passes over the pairs
@@ -204,7 +207,8 @@ def train_dpo(
     **dpo, # Any other field of TRL's `DPOConfig`, such as `loss_type`
 )->Training:
     "Train a LoRA adapter on preference pairs."
-    out = Path(out); check_reference(reference); check_rows(dataset)
+    out = Path(out); check_reference(reference)
+    rows = check_rows(dataset)
     shared = dict(learning_rate=learning_rate, num_epochs=num_epochs, batch_size=batch_size, gradient_accumulation=gradient_accumulation, beta=beta)
     check_numbers(**shared, lora_r=lora_r, lora_alpha=lora_alpha, save_steps=save_steps, looks=looks, **({} if max_length is None else {"max_length": max_length}))
     shared["seed"], shape = seed, dict(lora_r=lora_r, lora_alpha=lora_alpha, targets=targets)
@@ -212,9 +216,9 @@ def train_dpo(
     if check_training(out, json.loads(json.dumps(settings))): return read_training(out)
     base, start, lora = check_start(lm, **shape)
     config = dpo_config(base, out/"checkpoints", save_steps=save_steps, **shared, **dpo)
-    tokens, dropped = tokenize_pairs(base, dataset, max_length)
-    instructions = {**past(lm), **traces(seen), **instruction_traces(dataset)}
-    with as_it_was(base.model):
+    tokens, dropped = tokenize_pairs(base, rows, max_length)
+    instructions = {**past(lm), **traces(seen), **instruction_traces(rows)}
+    with as_it_was(base.model), threads_for(base.model):
         trainer = make_trainer(base, tokens, config, lora, Health(out/"training.jsonl", stop=stop_on_alarm, looks=looks), start)
         hold_to(trainer, reference if start else "base", reference_file(out, lm, settings), reference_settings(lm, settings))
         keep_settings(out, settings, trainer, dropped)

@@ -8,6 +8,7 @@ __all__ = ['check_url', 'api_key', 'Endpoint', 'Answer', 'whole_characters', 're
 
 # %% ../nbs/14_endpoint.ipynb #ae9a16c8
 import json, math, os, random, time, warnings, asyncio, hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -167,25 +168,28 @@ async def _ask(self:Endpoint, client, messages, seed, temperature, top_p, max_ne
     try: return read_answer(content)
     except ValueError as e: raise ValueError(f"{self.url} does not answer as an OpenAI-compatible server does: {e}. Its answer begins with {content[:60]!r}.") from None
 
-# %% ../nbs/14_endpoint.ipynb #0a3bb959
+# %% ../nbs/14_endpoint.ipynb #9d320322
 def run_apart(
     work, # `() -> coroutine`
 ):
     "Run a coroutine in a thread of its own, and wait for its end."
-    loop, over, failed = asyncio.new_event_loop(), Event(), []
+    loop, over, failed, begun = asyncio.new_event_loop(), Event(), [], []
+    async def whole():
+        begun.append(asyncio.current_task())
+        await work()
     def run():
         try:
-            with asyncio.Runner(loop_factory=lambda: loop) as runner: runner.run(work())
+            with asyncio.Runner(loop_factory=lambda: loop) as runner: runner.run(whole())
         except BaseException as e: failed.append(e)
         finally: over.set()
-    def cancel():
-        for task in asyncio.all_tasks(loop): task.cancel()
+    def cancel(): begun[0].cancel() if begun else loop.call_soon(cancel) # Whatever it has started, it ends itself
     Thread(target=run, daemon=True).start()
     try:
         while not over.wait(.1): pass
     except BaseException:
-        if not loop.is_closed(): loop.call_soon_threadsafe(cancel)
-        over.wait(); raise
+        with suppress(RuntimeError): loop.call_soon_threadsafe(cancel) # Unless it has just ended
+        over.wait()
+        raise
     if failed: raise failed[0]
 
 # %% ../nbs/14_endpoint.ipynb #593cd55a

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .records import digest, Instruction, plural, Response, shown
 from .journal import Journal, share
-from .models import check_whole, LM
+from .models import check_whole, LM, threads_for
 from .endpoint import Asked, Endpoint, request_seed
 
 # %% ../nbs/16_generation.ipynb #ff06df8c
@@ -407,7 +407,7 @@ def generate(
     done = dict(journal.rows) if journal else {}
     todo = [b for b in blocks if any((instructions[i].id, k) not in done for i in b for k in range(n))]
     mine = [[(instructions[i], prompts[i]) for i in b] for b in (share(todo) if journal else todo)]
-    with tqdm(desc="generating", unit="response", total=n * len(prompts), initial=n * (len(prompts) - sum(map(len, mine))), smoothing=0, delay=2, leave=False) as bar:
+    with threads_for(lm.model), tqdm(desc="generating", unit="response", total=n * len(prompts), initial=n * (len(prompts) - sum(map(len, mine))), smoothing=0, delay=2, leave=False) as bar:
         for made in _write_local(lm, mine, n, sampling, max_new_tokens, seed, batch_size, bar):
             new = {r.key: r for r in made if r.key not in done}
             if journal: journal.append([*new.values()])

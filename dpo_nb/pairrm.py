@@ -19,7 +19,7 @@ from .journal import in_turn, Journal, journal_settings, process
 from .judging import Cost, Judge
 from .tiny import tiny_path, TinyWorld
 from .hub import find_file
-from .models import best_device
+from .models import best_device, threads_for
 from .counting import held, pretending, Takes, Tally
 from .ranker import checkpoint_folder, deberta_v3, encoder_config, pad_rows, PairRanker, PairTokenizer, read_config, read_pair_tokenizer, read_ranker
 
@@ -147,7 +147,7 @@ def matrices(self:PairRM,
     for batch in batches(lengths, self.max_tokens):
         some = [rows[b] for b in batch]
         padded = pad_rows([self.tokenizer.row(groups[g][0], kinds[g][i], kinds[g][j]) for g, i, j in some], self.tokenizer.id["[PAD]"], self.device)
-        with torch.inference_mode(): found = self.model(*padded).tolist()
+        with torch.inference_mode(), threads_for(self.model): found = self.model(*padded).tolist()
         for (g, i, j), logit in zip(some, found): logits[g][i, j] = logit
     places = [[own.index(tuple(c)) for c in candidates] for own, (_, candidates) in zip(kinds, groups)]
     return [C[place][:, place] for C, place in zip(logits, places)]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from .models import check_whole, is_sharded, LM
+from .models import check_whole, is_sharded, LM, threads_for
 
 # %% ../nbs/15_prefix.ipynb #d1e882ca
 NO_LABEL = -100 # What PyTorch ignores
@@ -129,8 +129,9 @@ def row_logps(
         logps = torch.zeros(len(tree.ids))
         if at:
             inputs = forward_inputs(tree, base)
-            if shared: logits = model(**inputs, logits_to_keep=torch.tensor(at, device=model.device)).logits[0]
-            else: logits = model(input_ids=inputs["input_ids"]).logits[0, at]
+            with threads_for(base):
+                if shared: logits = model(**inputs, logits_to_keep=torch.tensor(at, device=model.device)).logits[0]
+                else: logits = model(input_ids=inputs["input_ids"]).logits[0, at]
             logps[at] = logits.float().log_softmax(-1).gather(1, torch.tensor(tree.label, device=logits.device)[at][:, None])[:, 0].cpu()
         for r, places in zip(b, tree.places): found[r] = logps[places[max(starts[r], 1) - 1:-1]]
     return found

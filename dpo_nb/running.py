@@ -103,13 +103,15 @@ def keep_instructions(
 ):
     "Write drawn instructions, and what was passed over; refuse a folder in which others are."
     import pandas as pd
+    table = folder/"passed_over.csv"
+    if table.exists() and not any((folder/f"{name}.jsonl").exists() for name in drawn): raise ValueError(f"{table} is there already, and would be replaced. Use another folder.")
     with in_turn():
         for name, found in drawn.items():
             file = folder/f"{name}.jsonl"
             if not file.exists(): write_records(file, found)
             elif [i.id for i in read_records(file, Instruction)] != [i.id for i in found]:
                 raise ValueError(f"{file} holds other instructions than those that are drawn now. Has their source changed? Restore it, or use another folder.")
-    save_table(pd.concat([found.dropped.assign(draw=name) for name, found in drawn.items()]), folder/"passed_over.csv")
+    save_table(pd.concat([found.dropped.assign(draw=name) for name, found in drawn.items()]), table)
 
 # %% ../nbs/71_running.ipynb #743ec4bf
 def set_threads(

@@ -57,7 +57,7 @@ class Recipe:
     dtype:str = "auto" # "float32", "float16", "bfloat16", or "auto" = what fits the device
     quantization:str|None = None # "nf4" (4 bit), or none
     revision:str|None = None # Commit of the model on the hub, to be sure of the files; none = the latest
-    threads:int|None = None # Torch threads; none = torch's choice
+    threads:int|None = None # Torch threads; none = torch's choice. A small model has one in any case
 
 # %% ../nbs/70_settings.ipynb #ba749e14
 def known_settings(

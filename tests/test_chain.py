@@ -1,5 +1,6 @@
 "A foreign model, from its answers to a merged model, in 32 bits and in 4. DPO_NB_INSTRUCTIONS names another file of instructions than our own."
 import json, os
+from pathlib import Path
 from importlib.resources import files
 
 import pandas as pd
@@ -10,6 +11,7 @@ from dpo_nb.adapters import load_adapter, merge_adapter, merge_report, trained_o
 from dpo_nb.instructions import unseen
 from dpo_nb.models import load_lm
 
+JUDGE = f"{Path(__file__).parent}/judges.py:short"
 INSTRUCTIONS = os.environ.get("DPO_NB_INSTRUCTIONS") or files("dpo_nb.data")/"questions.txt"
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
@@ -18,10 +20,10 @@ def test_a_foreign_model_is_tuned_compared_and_merged(tmp_path, foreign_checkpoi
     run, model = tmp_path/"run", ["--model", foreign_checkpoint, "--dtype", "float32", "--quantization", quantization]
     def script(function, *flags): function([str(f) for f in ("--recipe", "tiny", *flags)])
     script(dpo_generate, "--output_dir", run, *model, "--dataset", INSTRUCTIONS, "--num_instructions", 30, "--max_new_tokens", 40)
-    script(dpo_rank, "--output_dir", run, "--judge", "tiny")
+    script(dpo_rank, "--output_dir", run, "--judge", JUDGE)
     script(dpo_pairs, "--output_dir", run, "--allow_cut")
     script(dpo_train, "--output_dir", run, *model)
-    script(dpo_evaluate, "--output_file", run/"results.csv", *model, "--adapter", f"tuned={run/'adapter'}", "--judge", "tiny",
+    script(dpo_evaluate, "--output_file", run/"results.csv", *model, "--adapter", f"tuned={run/'adapter'}", "--judge", JUDGE,
            "--test_instructions", INSTRUCTIONS, "--num_test_instructions", 10, "--max_new_tokens", 40)
     results = pd.read_csv(run/"results.csv")
     assert len(results) == 10 and not set(results.instruction_id) & trained_on(run/"adapter").keys()
@@ -30,7 +32,7 @@ def test_a_foreign_model_is_tuned_compared_and_merged(tmp_path, foreign_checkpoi
     drawn = [json.loads(line) for line in (run/"instructions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {i["id"] for i in drawn} == trained_on(run/"adapter").keys() # Also those that gave no pair
     (tmp_path/"louder.txt").write_text("\n".join(" ".join(i["messages"][0]["content"].upper().split()) + "!!" for i in drawn), encoding="utf-8")
-    with pytest.raises(SystemExit): script(dpo_evaluate, "--output_file", run/"louder.csv", *model, "--adapter", f"tuned={run/'adapter'}", "--judge", "tiny",
+    with pytest.raises(SystemExit): script(dpo_evaluate, "--output_file", run/"louder.csv", *model, "--adapter", f"tuned={run/'adapter'}", "--judge", JUDGE,
                                            "--test_instructions", tmp_path/"louder.txt", "--num_test_instructions", 1, "--max_new_tokens", 40)
     assert "near-duplicate" in capsys.readouterr().err
 

@@ -24,7 +24,7 @@ def test_the_tuned_model_is_better_by_the_oracle(tmp_path, seed):
 def test_a_foreign_model_and_ones_own_questions(tmp_path, foreign_checkpoint):
     questions = files("dpo_nb.data")/"questions.txt"
     run = tmp_path/"run"
-    said = demo(run, "--model", foreign_checkpoint, "--instructions", questions, "--test_instructions", questions, "--evaluator", "tiny",
+    said = demo(run, "--model", foreign_checkpoint, "--instructions", questions, "--test_instructions", questions, "--judge", Path(__file__).with_name("judges.py:short"),
                 "--num_instructions", 30, "--num_test_instructions", 10, "--max_new_tokens", 40, "--allow_cut")
     assert (run/"adapter/adapter_model.safetensors").exists() and "win rate" in said
     rows = list(csv.DictReader(open(run/"evaluation/comparison.csv", newline="")))

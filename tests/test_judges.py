@@ -1,0 +1,108 @@
+"A new judge or a new recipe is one new file: nothing else has to know of it."
+import importlib, json, sys, types
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import dpo_nb
+from conftest import ROOT, SCRIPTS, call, flags
+from dpo_nb import Judge, Recipe, load_judge, read_journal, recipes, run_recipe, Ranking
+from dpo_nb.api import MODULES
+from test_project import NUMBER
+
+FRESH = '''
+import re
+
+def answers_and_ends(instruction, response):
+    "A point for an end, one for a number or a word of the question; longer ones lose a little."
+    if not response.text.strip(): return None
+    words = set(re.findall(r"\\w+", instruction.text.lower()))
+    return response.finished + bool(words & set(re.findall(r"\\w+", response.text.lower()))) - len(response.text) / 1000
+'''.strip()
+
+SMALL = dict(num_instructions=6, num_test_instructions=5, responses_per_instruction=3, num_epochs=1, batch_size=4)
+
+def test_a_judge_in_a_fresh_file_goes_through_everything(tmp_path):
+    assert len(FRESH.splitlines()) < 15
+    (tmp_path/"my_judges.py").write_text(FRESH)
+    judge, run = f"{tmp_path}/my_judges.py:answers_and_ends", tmp_path/"run"
+    said = []
+    result = run_recipe(replace(recipes["tiny"], judge=judge, evaluator=judge, **SMALL), run, said.append)
+    assert any("ranked by the function answers_and_ends" in line for line in said)
+    assert result.comparison.judge == "answers_and_ends" and len(result.comparison.table) == 5
+    rankings = read_journal(run/"rankings.jsonl", Ranking)
+    assert {r.judge for r in rankings} == {"answers_and_ends"} and len(rankings) == 6
+
+    assert call("dpo_generate", *flags("dpo_generate", tmp_path/"scripts")) == (0, "")
+    assert call("dpo_rank", *flags("dpo_rank", tmp_path/"scripts"), "--judge", judge) == (0, "")
+    assert {r.judge for r in read_journal(tmp_path/"scripts"/"rankings.jsonl", Ranking)} == {"answers_and_ends"}
+    assert call("dpo_evaluate", "--recipe", "tiny", "--num_test_instructions", 5, "--adapter", f"tuned={run}/adapter", "--judge", judge, "--output_file", tmp_path/"e.csv") == (0, "")
+    assert list(pd.read_csv(tmp_path/"e.csv")["tuned outcome"]) == list(result.comparison.table.outcome)
+
+    (tmp_path/"my_judges.py").write_text(FRESH.replace("/ 1000", "/ 100"))
+    code, said = call("dpo_rank", *flags("dpo_rank", tmp_path/"scripts"), "--judge", judge)
+    assert code == 2 and "other code of the function" in said
+
+def test_a_judge_that_asks_the_model_is_handed_the_one_in_memory(tmp_path):
+    judge, own = f"{ROOT}/tests/judges.py:Likely", []
+    result = run_recipe(replace(recipes["tiny"], judge=judge, evaluator=judge, **SMALL), tmp_path/"run", lambda line: None)
+    loaded = type(sys.modules[judge.rpartition(":")[0]].Likely).__name__ and sys.modules[judge.rpartition(":")[0]].Likely.loaded
+    assert result.comparison.judge == "likely" and not result.comparison.table.outcome.eq("not judged").any()
+    assert loaded[-1].name == "tiny" # The model of the run, and not its name
+
+def test_what_a_judge_may_be(tmp_path):
+    (tmp_path/"j.py").write_text("from dpo_nb import FunctionJudge\nfrom helper import value\nready = FunctionJudge(lambda i, r: value, 'ready')\n")
+    (tmp_path/"helper.py").write_text("value = 7") # Beside it
+    assert isinstance(load_judge(f"{tmp_path}/j.py:ready"), Judge) and load_judge(f"{tmp_path}/j.py:ready").name == "ready"
+    assert str(tmp_path) not in sys.path
+
+# Recipes
+
+MINE = '''
+from dataclasses import dataclass, replace
+from dpo_nb import Recipe, recipes
+
+mine = replace(recipes["tiny"], name="mine", seed=7)
+
+@dataclass(frozen=True)
+class Twice:
+    name:str
+    recipe:Recipe
+    def run(self, folder, say=print): return [self.recipe.run(f"{folder}/{k}", say) for k in (1, 2)]
+'''
+
+def test_every_script_finds_a_recipe_that_is_added_in_one_place(tmp_path, monkeypatch, capsys):
+    (tmp_path/"my_recipes.py").write_text(MINE)
+    monkeypatch.setitem(recipes, "added", replace(recipes["tiny"], name="added", seed=7))
+    for name in ("added", f"{tmp_path}/my_recipes.py:mine"):
+        for script in (*SCRIPTS, "dpo_demo", "dpo_preflight"):
+            with pytest.raises(SystemExit) as end: getattr(dpo_nb.cli, script)(["--recipe", name, "--help"])
+            said = capsys.readouterr().out
+            assert end.value.code == 0 and "added" in said
+            if script in ("dpo_generate", "dpo_train", "dpo_demo"): assert "[7]" in said # Its own seed
+    code, said = call("dpo_generate", "--recipe", "ad ded")
+    assert code == 2 and "there is no recipe 'ad ded'. Known are tiny, mistral-7b-lima-pairrm, added; one of your own is named as 'my_recipes.py:name'" in said
+
+def test_a_recipe_of_another_kind_holds_a_recipe(tmp_path):
+    (tmp_path/"my_recipes.py").write_text(MINE)
+    Twice = dpo_nb.judges.load_object(f"{tmp_path}/my_recipes.py:Twice")
+    first, second = run_recipe(Twice("twice", replace(recipes["tiny"], **SMALL)), tmp_path/"runs", lambda line: None)
+    assert [r.run.path.name for r in (first, second)] == ["1", "2"] and first.comparison.table.equals(second.comparison.table)
+
+# The names at the top of the package
+
+def test_a_public_name_is_what_it_says_and_never_a_module(python):
+    code = f"import importlib\nfor m in {[*NUMBER]!r}: importlib.import_module('dpo_nb.' + m)\n" + \
+        "import dpo_nb, types\nfrom dpo_nb.api import MODULES\n" + \
+        "for name, module in MODULES.items():\n    found = getattr(dpo_nb, name)\n    assert not isinstance(found, types.ModuleType), name\n" + \
+        "    assert found is getattr(importlib.import_module('dpo_nb.' + module), name), name\nfrom dpo_nb import *\nprint(generate.__name__, type(recipes).__name__, len(MODULES))"
+    done = python(code)
+    assert done.returncode == 0 and done.stdout.startswith("generate dict "), done.stderr
+    assert not {*MODULES} & {*NUMBER}
+
+@pytest.mark.parametrize("module", NUMBER)
+def test_no_name_is_the_name_of_a_module(module):
+    "`from dpo_nb import generate` would give the module once anything had imported it."
+    assert not {*importlib.import_module(f"dpo_nb.{module}").__all__} & {*NUMBER}
