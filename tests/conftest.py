@@ -153,6 +153,22 @@ def foreign_checkpoint(tmp_path):
     LlamaForCausalLM(config).save_pretrained(folder); tokenizer.save_pretrained(folder)
     return folder
 
+def missing(reason):
+    "Skip a test that wants something from outside which is not there. DPO_NB_NOTHING_MISSING says that all of it is there; then the test fails."
+    (pytest.fail if os.environ.get("DPO_NB_NOTHING_MISSING") else pytest.skip)(reason)
+
+@pytest.fixture(scope="session")
+def smollm2():
+    "The folder of a real chat model. It is made once a machine and kept in the user's cache; DPO_NB_SMOLLM2 names a folder that has it."
+    from dpo_nb.data.smollm2 import is_whole, make
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")
+    folder = Path(os.environ.get("DPO_NB_SMOLLM2") or cache/"dpo_nb"/"SmolLM2-135M-Instruct")
+    if is_whole(folder): return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"): return make(folder)
+    except OSError as e: missing(f"there is no SmolLM2: {e}")
+
 @pytest.fixture
 def serve():
     "Start a server on this machine: a handler's class → the address."
