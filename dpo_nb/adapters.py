@@ -136,7 +136,7 @@ def adapter_folder(
     if not folder.is_dir():
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)): raise ValueError(f"{path} is no folder here, and no name on the hub (owner/name). {give}")
         try: folder = Path(snapshot_download(str(path), allow_patterns=[*ADAPTER, "base.json"], token=hub_token()))
-        except (OSError, ValueError) as e: raise ValueError(f"{path} is no folder here, and the hub did not give it ({no_answer(e)}). {give[:-1]}, or check the name on the hub and the connection; a private one needs HF_TOKEN.") from None
+        except (OSError, ValueError) as e: raise ValueError(f"{path} is no folder here, and {no_answer(e)}. {give[:-1]}, or check the name on the hub and the connection; a private one needs HF_TOKEN.") from None
     missing = [n for n in ADAPTER if not (folder/n).exists()]
     pickles = [f.name for f in folder.glob("adapter_model.bin")]
     if missing == [ADAPTER[1]] and pickles: raise ValueError(f"{folder} has {pickles[0]} in place of {ADAPTER[1]}. It is a pickle, which is not opened because it can run any program. Where you trust it, convert it: "

@@ -34,7 +34,10 @@ PUBLIC = {
     "judging.FunctionJudge": "any Python function as a judge",
     "judging.Judge": "what every judge is; derive your own from it",
     "judges.load_judge": "the judge that a text names",
-    "records.Ranking": "a judge's scores of one instruction's responses"},
+    "records.Ranking": "a judge's scores of one instruction's responses"}}
+
+# %% ../nbs/80_api.ipynb #b32c4b75
+PUBLIC |= {
 "Preference pairs": {
     "preferences.make_pairs": "pairs from rankings, and what became of every response",
     "preferences.save_pairs": "keep pairs, as parquet and JSONL",

@@ -195,7 +195,7 @@ def stoppable():
     def again(lost): # Python tells of an error that it passes over
         if not issubclass(lost.exc_type, KeyboardInterrupt): return told(lost)
         number = (lost.exc_value.args or [signal.SIGINT])[0]
-        Timer(.05, lambda: signal.raise_signal(number) if threading.main_thread().is_alive() else None).start()
+        Timer(.05, signal.pthread_kill, [threading.main_thread().ident, number]).start() # Once more, when it is over
     told, before = sys.unraisablehook, signal.signal(signal.SIGTERM, stop)
     sys.unraisablehook = again
     try: yield

@@ -207,8 +207,8 @@ def train_dpo(
     **dpo, # Any other field of TRL's `DPOConfig`, such as `loss_type`
 )->Training:
     "Train a LoRA adapter on preference pairs."
-    out = Path(out); check_reference(reference)
-    rows = check_rows(dataset)
+    out, rows = Path(out), check_rows(dataset)
+    check_reference(reference)
     shared = dict(learning_rate=learning_rate, num_epochs=num_epochs, batch_size=batch_size, gradient_accumulation=gradient_accumulation, beta=beta)
     check_numbers(**shared, lora_r=lora_r, lora_alpha=lora_alpha, save_steps=save_steps, looks=looks, **({} if max_length is None else {"max_length": max_length}))
     shared["seed"], shape = seed, dict(lora_r=lora_r, lora_alpha=lora_alpha, targets=targets)
@@ -222,6 +222,5 @@ def train_dpo(
         trainer = make_trainer(base, tokens, config, lora, Health(out/"training.jsonl", stop=stop_on_alarm, looks=looks), start)
         hold_to(trainer, reference if start else "base", reference_file(out, lm, settings), reference_settings(lm, settings))
         keep_settings(out, settings, trainer, dropped)
-        history = run_training(trainer, newest(out/"checkpoints"))
-        keep_training(trainer, base, out, history, instructions)
+        keep_training(trainer, base, out, run_training(trainer, newest(out/"checkpoints")), instructions)
     return read_training(out)

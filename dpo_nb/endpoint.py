@@ -7,7 +7,7 @@ __all__ = ['check_url', 'api_key', 'Endpoint', 'Answer', 'whole_characters', 're
            'request_seed', 'Withheld', 'withheld_file', 'too_many', 'Asked']
 
 # %% ../nbs/14_endpoint.ipynb #ae9a16c8
-import json, math, os, random, time, warnings, asyncio, hashlib
+import asyncio, hashlib, json, math, os, random, time, warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime

@@ -191,7 +191,8 @@ def open_dataset(
     except (ValueError, RuntimeError, OSError, DatasetsError) as e:
         said = re.sub(r" [(][A-Za-z]+Error[)]", "", " ".join(str(e).split())).strip(" .") or type(e).__name__
         says = "" if Path(name).is_dir() else hub_says(e) or ("not found" if isinstance(e, OSError) else "")
-        why = f"{HUB_SAYS[says]}. There is no file or folder of that name here. {way_on('datasets/' + name, says)}" if says else f"{said}."
+        way = way_on(f"datasets/{name}", says) if says in ("gated", "refused") else "What is private or gated needs HF_TOKEN."
+        why = f"there is no file or folder of that name here, and {HUB_SAYS[says]}. {way}" if says else f"{said}."
         raise ValueError(f"{source} cannot be read as a data set: {why} It is named as 'owner/name:split', 'owner/name/config:split' or 'folder:split'.") from None
 
 # %% ../nbs/11_files.ipynb #7d4b2d7e

@@ -8,7 +8,7 @@ __all__ = ['LIMA', 'RENAME', 'HEAD', 'SENTENCE', 'from_row', 'lima_file', 'Row',
            'draw', 'shares', 'choose', 'load_instructions', 'unseen']
 
 # %% ../nbs/12_instructions.ipynb #07ec538f
-import math, random, re, unicodedata, hashlib
+import hashlib, math, random, re, unicodedata
 from collections import Counter
 from numbers import Integral, Real
 from pathlib import Path

@@ -9,7 +9,7 @@ __all__ = ['RULES', 'CHUNK', 'REMEDIES', 'PAIR_FILES', 'all_pairs', 'best_rest',
            'as_messages', 'check_rows', 'pair_rows', 'load_preferences']
 
 # %% ../nbs/30_preferences.ipynb #263fcea3
-import json, os, hashlib
+import hashlib, json, os
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path

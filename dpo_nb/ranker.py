@@ -236,7 +236,7 @@ def checkpoint_folder(
         wanted = ["config.json", "model.safetensors", "tokenizer.json", "spm.model"]
         try: folder = Path(snapshot_download(str(name_or_path), revision=revision, allow_patterns=wanted, token=hub_token()))
         except (OSError, ValueError) as e:
-            raise ValueError(f"{name_or_path} is no folder here, and the hub did not give it ({no_answer(e)}). Check the name and the connection, or give a folder ('tiny' is here, and judges the tiny world).") from None
+            raise ValueError(f"{name_or_path} is no folder here, and {no_answer(e)}. Check the name and the connection, or give a folder ('tiny' is here, and judges the tiny world).") from None
     for name in ("config.json", "model.safetensors"):
         if not (folder/name).exists(): raise ValueError(f"{folder} has no {name}. {NO_PICKLE if list(folder.glob('*.bin')) else 'Is it the folder of a PairRM checkpoint?'}")
     read_config(folder)
@@ -302,7 +302,7 @@ def read_pair_tokenizer(
         from huggingface_hub import hf_hub_download
         try: found = [Path(hf_hub_download(base, "spm.model", token=hub_token()))]
         except (OSError, ValueError) as e:
-            raise ValueError(f"{folder} has no tokenizer.json or spm.model, and the hub did not give that of {base} ({no_answer(e)}). Put its spm.model into the folder.") from None
+            raise ValueError(f"{folder} has no tokenizer.json or spm.model, and that of {base} cannot be fetched: {no_answer(e)}. Put its spm.model into the folder.") from None
     file, budget = found[0], [config.get("source_maxlength") or 1224, config.get("candidate_maxlength") or 412]
     tokenizer = read_tokenizer(file) if file.suffix == ".json" else convert_spm(file)
     try: tokenizer = PairTokenizer(tokenizer, *budget)

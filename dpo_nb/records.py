@@ -7,7 +7,7 @@ __all__ = ['WAY_BACK', 'SOURCE', 'digest', 'sha256', 'plural', 'shown', 'printab
            'fingerprint', 'Ranking', 'called', 'to_json', 'from_json']
 
 # %% ../nbs/00_records.ipynb #756b27af
-import json, math, re, hashlib
+import hashlib, json, math, re
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path

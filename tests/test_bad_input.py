@@ -21,6 +21,7 @@ from dpo_nb.models import load_lm
 from dpo_nb.endpoint import Endpoint
 from dpo_nb.generation import generate
 from dpo_nb.pairrm import PairRM
+from dpo_nb.judges import load_judge
 from dpo_nb.preferences import load_preferences, make_pairs, save_pairs
 from dpo_nb.adapters import load_adapter, merge_adapter
 from dpo_nb.dpo import train_dpo
@@ -396,6 +397,8 @@ address = f"http://127.0.0.1:{silent.getsockname()[1]}"
 os.environ |= dict(HF_ENDPOINT=address, HF_HUB_OFFLINE="0", HF_HOME=sys.argv[1], HF_TOKEN="", HF_HUB_ETAG_TIMEOUT="1", HF_HUB_DOWNLOAD_TIMEOUT="1")
 import huggingface_hub.file_download as client
 client._ETAG_RETRY_TIMEOUT = 1
+from dpo_nb import PairRM, load_instructions, load_lm
+from dpo_nb.adapters import adapter_folder
 ways = dict(lima=lambda: load_instructions("lima"), data=lambda: load_instructions("someone/questions"), model=lambda: load_lm("someone/model"),
             judge=lambda: PairRM.load("someone/judge"), adapter=lambda: adapter_folder("someone/adapter"))
 def told(do):
@@ -428,11 +431,11 @@ def hub(given, how, what, says):
         return told
 
 for how in ("silent", "gone"):
-    hub("LIMA", how, "lima", "LIMA cannot be fetched … cannot be reached, or does not answer … needs a connection … Or give the path")
-    hub("a data set", how, "data", "someone/questions cannot be read … needs a connection")
-    hub("a model", how, "model", "someone/model cannot be loaded … connect … Is it a folder here")
-    hub("a PairRM checkpoint", how, "judge", "someone/judge … the hub did not give it … Check the name and the connection, or give a folder")
-    hub("an adapter", how, "adapter", "someone/adapter … the hub did not give it … the connection")
+    hub("LIMA", how, "lima", "LIMA cannot be fetched … the hub cannot be reached, or does not answer … needs a connection … Or give the path")
+    hub("a data set", how, "data", "someone/questions cannot be read … there is no file or folder of that name here, and the hub cannot be reached, or does not answer")
+    hub("a model", how, "model", "someone/model cannot be loaded … the hub cannot be reached, or does not answer … Is it a folder here")
+    hub("a PairRM checkpoint", how, "judge", "someone/judge is no folder here, and the hub … cannot be reached, or does not answer … Check the name and the connection, or give a folder")
+    hub("an adapter", how, "adapter", "someone/adapter is no folder here, and the hub … cannot be reached, or does not answer … the connection")
 
 # Responses
 
@@ -537,6 +540,24 @@ def _(): return lambda: pairrm().rank(asked(), [*answers(), answers()[0]])
 @case(JUDGE, "a recipe whose judge, the tiny world's oracle, knows nothing of the questions", "dpo_demo: the oracle knows the tiny world only … Give another judge", error=SystemExit)
 def _(): write("questions.txt", "Why?\nWho?\nWhere?\n"); return lambda: dpo_demo("--instructions questions.txt --num_instructions 2 --judge oracle --num_test_instructions 1 --near_duplicates none".split())
 
+@case(JUDGE, "a bicycle question for the ranker of the tiny world", "dpo_demo: the ranker of the tiny world can judge nothing else, and 2 of 2 instructions are not of that world … Give another judge", error=SystemExit)
+def _(): write("questions.txt", "How do I adjust the brakes of a bicycle?\nWhy do the brakes of my bicycle squeal?\nWhich oil is for a chain?\n"); return lambda: dpo_demo("--recipe tiny --instructions questions.txt --num_instructions 2 --num_test_instructions 1 --near_duplicates none".split())
+
+def own_judge(given, says, name, code="def short(instruction, response): return -len(response.text)\n", file="my_judges.py"):
+    @case(JUDGE, given, says)
+    def _(): write(file, code); return lambda: load_judge(name).rank(asked(), answers())
+
+own_judge("a file of judges that is not there", "there is no file 'my_judge.py' here … 'my_file.py:name'", "my_judge.py:short")
+own_judge("a function that the file of judges does not have", "my_judges.py has nothing called 'shrt' … The nearest: short", "my_judges.py:shrt")
+own_judge("a file of judges with a mistake", "my_judges.py cannot be run (SyntaxError … Try it alone: python my_judges.py", "my_judges.py:short", "def short(instruction, response) return 1\n")
+own_judge("a judge that is a number", "my_judges.py:best is neither a function nor a `Judge`; found 7", "my_judges.py:best", "best = 7\n")
+own_judge("a judge that fails for a response", "wrong, given response 0 to instruction … fails with ZeroDivisionError … Correct the function, or let it give None", "my_judges.py:wrong", "def wrong(instruction, response): return 1 / 0\n")
+own_judge("a judge that gives words", "wrong, given response 0 to instruction … gives 'good' … A score is a number", "my_judges.py:wrong", "def wrong(instruction, response): return 'good'\n")
+own_judge("a judge that gives NaN", "score … by wrong is nan … a finite number, or None", "my_judges.py:wrong", "def wrong(instruction, response): return float('nan')\n")
+
+@case(JUDGE, "a recipe that is in no file", "dpo_demo: there is no recipe 'mine'. Known are tiny … 'my_recipes.py:name'", error=SystemExit)
+def _(): return lambda: dpo_demo(["--recipe", "mine"])
+
 @happens(JUDGE, "one response alone", "scores: None … PairRM compares two")
 def _(): return lambda: (lambda r: f"scores: {r.scores[0]}; reason: {r.detail['reason']}")(pairrm().rank(asked()[:1], said_to(asked()[0], "Hi"))[0])
 
@@ -627,6 +648,9 @@ def _(): kept(); Path("pairs/pairs.parquet").unlink(); return lambda: load_prefe
 @case(PAIRS, "a folder of pairs whose parquet file is cut", "pairs/pairs.parquet is damaged … make the pairs again")
 def _(): kept(); cut("pairs/pairs.parquet"); return lambda: load_preferences("pairs")
 
+@case(PAIRS, "a folder `pairs` of one's own, with a pairs.jsonl in it", "pairs has pairs.jsonl, but no settings.json: something else made it, and it would be replaced. Use another folder")
+def _(): write("pairs/pairs.jsonl", lines(pair())); return lambda: save_pairs(make_pairs(asked(), answers(), ranked()), "pairs")
+
 @case(PAIRS, "a folder of pairs whose settings.json is cut", "pairs/settings.json is damaged … make the pairs again")
 def _(): kept(); cut("pairs/settings.json"); return lambda: load_preferences("pairs")
 
@@ -641,8 +665,7 @@ def training(given, says, rows=(pair(),), new="-", **settings):
 
 training("no pairs", "no pair to train on … Make pairs with `make_pairs`", ())
 training("the name of a file in place of pairs", "must be a list of dicts … found the text 'pairs.jsonl' … `load_preferences` reads them", "pairs.jsonl")
-training("pairs of texts in place of messages", "row 0 … `prompt` must be a list of messages … found 'Why?' … `load_preferences` makes messages of texts", (GOOD,))
-training("a pair without a chosen side among good ones", "row 1 … has no `chosen` … A pair is", (pair(), pair() | dict(chosen=None)))
+training("a pair without a chosen side among good ones", "row 1 (counted from 0): `chosen` is empty … Correct the row, or remove it", (pair(), pair() | dict(chosen=None)))
 training("a prompt with a role that does not exist", "row 0 … unknown role 'bard' in `prompt` … Correct the row", (pair() | dict(prompt=[turn("Hi", "bard")]),))
 training("pairs whose two sides are the same", "no pair can be trained on … chosen and rejected are the same … Give other pairs", (pair(chosen="5.", rejected="5."),))
 training("pairs whose chosen side is empty", "no pair can be trained on … the chosen response is empty … Give other pairs", (pair(chosen=""),))
@@ -681,7 +704,17 @@ again("the folder of a training on other pairs", "run holds another training (ot
 again("a training.json that is cut", "run/training.json is damaged … Use another folder", lambda: cut("run/training.json"))
 again("a training.jsonl that is gone", "run has a finished training … training.jsonl is missing … use another folder", lambda: Path("run/training.jsonl").unlink())
 again("a training.jsonl that is cut", "run has a finished training … training.jsonl is damaged … use another folder", lambda: write("run/training.jsonl", '{"loss": '))
-again("a folder with an adapter of something else", "run has a folder 'adapter', but no training.json … Use another folder", lambda: Path("run/training.json").unlink())
+again("a folder with an adapter of something else", "run has 'adapter', but no training.json … Use another folder", lambda: Path("run/training.json").unlink())
+
+def theirs(given, says, name, content, do, **how):
+    "A file of the user's own where a script would write."
+    @case(TRAINING, given, says, **how)
+    def _(): write("pairs.jsonl", lines(pair())); write(name, content); return do
+
+train_here = lambda: dpo_train(["--recipe", "tiny", "--dataset", "pairs.jsonl", "--output_dir", "."])
+theirs("a file of one's own called training.jsonl", "has 'training.jsonl', but no training.json: something else made it, and it would be replaced … Use another folder", "training.jsonl", lines(pair()), train_here, error=SystemExit)
+theirs("a picture of one's own called curves.png", "has 'curves.png', but no training.json … Use another folder", "curves.png", b"PNG", train_here, error=SystemExit)
+theirs("a file of one's own called training.json", "training.json is damaged, or something else wrote it. Use another folder", "training.json", '{"mine": 1}', train_here, error=SystemExit)
 
 @case(TRAINING, "a file where the folder of the training is to go", "run is a file … Choose another name")
 def _(): write("run", "Do not lose this.\n"); return lambda: train_dpo(lm(), [pair()], "run", lora_r=2)
@@ -717,6 +750,7 @@ adapter("an adapter without one of its layers", "adapter: … do not belong toge
 adapter("an adapter of another rank than its configuration says", "adapter: … do not belong together … shapes … again", adapter_config__json=config(r=16))
 adapter("an adapter whose base.json is cut", "adapter/base.json is damaged … Copy or fetch it again … To use the adapter without it", base__json=half)
 adapter("an adapter whose base.json is another object", "adapter/base.json is damaged … Copy or fetch it again", base__json=b"{}")
+adapter("an adapter that was begun by PiSSA", "adapter was begun with a part of the model's own weights (init_lora_weights: 'pissa'), and would change the model that it is put on … `save_pretrained(…", adapter_config__json=config(init_lora_weights="pissa"))
 adapter("an adapter of another model", "adapter was trained on tiny … model has the weights … Load the model that it was trained on",
         lambda: (copy(tiny_path("policy"), Path(SHELF.name)/"model", {"model.safetensors": tensors(lambda t: {k: v + 1 for k, v in t.items()})}), load_adapter(replace_name(load_lm(Path(SHELF.name)/"model", device="cpu")), "adapter")))
 adapter("an adapter of another model, and nothing that says of which", "adapter adapts model.layers.30.mlp.down_proj, and tiny has no such layer … Load the model",
@@ -798,9 +832,25 @@ evaluation("two adapters with the same name", "two adapters are called 'mine' �
 evaluation("`--adapter mine=runs/mine`, which is not there", "runs/mine is no folder here … Give the folder `adapter` of a training", "--adapter", "mine=runs/mine")
 evaluation("`--output_file results`: no ending", "--output_file results needs an ending: give results.csv", *MINE, "--output_file", "results")
 evaluation("`--output_file results.csv`, which is a folder", "results.csv is a folder … Give the name of a file", *MINE, "--output_file", "results.csv")
+
+def table_of_ones_own(given, says, change=lambda: None, flags=("--output_file", "questions.csv")):
+    "`questions.csv` is the user's table of questions."
+    @case(EVALUATION, given, says, error=SystemExit)
+    def _():
+        with_adapter(); write("questions.csv", "question\n" + "".join(f'"{i.text}"\n' for i in TinyWorld().instructions("test", 4)))
+        change()
+        return lambda: dpo_evaluate(["--recipe", "tiny", "--num_test_instructions", "2", "--max_new_tokens", "8", "--test_instructions", "questions.csv", "--judge", "oracle", *MINE, *flags])
+
+def compared_before_and_edited():
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
+        dpo_evaluate(["--recipe", "tiny", "--num_test_instructions", "2", "--max_new_tokens", "8", "--test_instructions", "questions.csv", "--judge", "oracle", *MINE, "--output_file", "results.csv"])
+    write("results.csv", Path("results.csv").read_bytes() + b"my notes\n")
+
+table_of_ones_own("`--output_file questions.csv`: the table of questions itself", "--output_file questions.csv is there already, and this script has not written it … Give another name")
+table_of_ones_own("`--output_file results.csv`, which was edited since it was written", "results.csv is there already, and was changed since it was written … rename the file and run this again: the answers are kept", compared_before_and_edited, ("--output_file", "results.csv"))
 evaluation("`--num_test_instructions 9999`: more than there are", "tiny:test … 9,999 instructions were asked for … 400 can be used … Ask for fewer", *MINE, "--num_test_instructions", "9999")
 evaluation("`--judge me/myself`, which is not there", "me/myself is no folder here … Check the name and the connection", *MINE, "--judge", "me/myself")
-evaluation("`--test_instructions questions.txt`, all of them trained on", "questions.txt … trained on: 3 … Give another source", *MINE, "--test_instructions", "questions.txt", "--judge", "tiny")
+evaluation("`--test_instructions questions.txt`, all of them trained on", "questions.txt … trained on: 3 … Give another source", *MINE, "--test_instructions", "questions.txt", "--judge", "oracle")
 
 # Files of a run
 
@@ -894,7 +944,7 @@ flags("`dpo_demo --learning-rate 1e-4`: a flag that does not exist", "unrecogniz
 def _(): stages(); return lambda: dpo_rank(["--recipe", "tiny", "--output_dir", "run", "--threads", "-1"])
 
 flags("`dpo_demo runs/mine`: a word without a flag", "unrecognized arguments: runs/mine … --help", dpo_demo, "runs/mine")
-flags("`dpo_demo --recipe mistral`: a recipe that does not exist", "--recipe: invalid choice: 'mistral' … mistral-7b-lima-pairrm", dpo_demo, "--recipe", "mistral")
+flags("`dpo_demo --recipe mistral`: a recipe that does not exist", "there is no recipe 'mistral'. Known are tiny, mistral-7b-lima-pairrm", dpo_demo, "--recipe", "mistral")
 flags("`dpo_demo --seed`: no value", "--seed: expected one argument … --help", dpo_demo, "--seed")
 flags("`dpo_demo --seed -1`", "seed must be from 0 … found -1", dpo_demo, "--seed", "-1")
 flags("`dpo_demo --num_instructions ten`", "--num_instructions: invalid int value: 'ten' … --help", dpo_demo, "--num_instructions", "ten")
@@ -929,7 +979,7 @@ recipe("a recipe without a model", "names no model … Give a folder, a name on 
 @case(RECIPES, "a recipe with a field that does not exist", "no setting 'learning_rat' … The nearest: learning_rate", error=TypeError)
 def _(): return lambda: replace(recipes["tiny"], learning_rat=1e-4)
 
-@case(RECIPES, "the name of a recipe in place of the recipe", "expected a `Recipe`; found 'tiny' … recipes['tiny']")
+@case(RECIPES, "the name of a recipe in place of the recipe", "expected a recipe; found 'tiny' … recipes['tiny']")
 def _(): return lambda: run_recipe("tiny", "run")
 
 # What is told, and that nothing is lost

@@ -316,3 +316,26 @@ def test_the_script_asks_a_real_server(served, tmp_path, capsys):
     assert len(read_journal(tmp_path/"run"/"responses.jsonl", Response)) == 8
     with pytest.raises(SystemExit): dpo_generate([*asked, "--endpoint", served.url, "--model", served.model, "--quantization", "nf4"])
     assert "--quantization is for a model that is loaded here" in capsys.readouterr().err
+
+STOPPED = """
+import gc, openai, signal, sys, time
+from threading import Timer
+from dpo_nb.endpoint import Endpoint
+url, stopped = sys.argv[1], 0
+endpoint = Endpoint(url, "m", key="", concurrency=8)
+for k in range(40): # At 40 moments, from the first connection on
+    try:
+        Timer(k * .002, signal.raise_signal, [signal.SIGINT]).start()
+        endpoint.ask_each((((str(n), 0), [], 0) for n in range(8)), lambda key, answer: None, temperature=0., top_p=1., max_new_tokens=1); time.sleep(1)
+    except KeyboardInterrupt: stopped += 1
+    gc.collect()
+print(stopped)
+"""
+
+def test_ctrl_c_while_a_server_connects_says_nothing(serve):
+    class Silent(Server):
+        def answer(self, body, k): time.sleep(.5); self.say(dict(choices=[dict(message=dict(content="So."), finish_reason="stop")], usage=dict(completion_tokens=1)))
+    address = serve(Silent).replace("127.0.0.1", "localhost") # So that it has to be looked up
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    done = subprocess.run([sys.executable, "-c", STOPPED, address], capture_output=True, text=True, cwd=ROOT, timeout=200, preexec_fn=listen)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "40\n", "")

@@ -1,5 +1,5 @@
 "Each script is killed at random moments and started again until it is done: nothing is lost, nothing is there twice, and it ends with the bytes of an unbroken run."
-import json, os, random, shutil, signal, subprocess
+import json, os, random, shutil, signal, subprocess, sys
 from collections import Counter
 from pathlib import Path
 
@@ -134,3 +134,28 @@ def test_torn_parts_of_a_data_set_are_made_again(tmp_path, unbroken):
     code, said = call("dpo_train", *flags("dpo_train", run))
     assert code == 2 and "pairs.jsonl" in said
     assert call("dpo_pairs", *flags("dpo_pairs", run)) == (0, "") and differ(run, unbroken("dpo_pairs")[0]) == []
+
+# Ctrl-C and SIGTERM where Python passes over errors
+
+IN_DEL = """
+import sys, time
+from dpo_nb.cli import one_line
+class Slow:
+    def __del__(self):
+        print("here", flush=True)
+        end = time.monotonic() + 60
+        while time.monotonic() < end: pass
+with one_line("a script"):
+    s = Slow(); del s
+    time.sleep(60)
+    print("went on")
+"""
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_inside_del_is_not_lost(number, code):
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen([sys.executable, "-c", IN_DEL], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
+    assert process.stdout.readline() == "here\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=50)
+    assert (process.returncode, out, err) == (code, "", "\nStopped. The same command goes on where it was.\n")

@@ -5,14 +5,17 @@ from importlib.resources import files
 import pytest, torch
 
 from dpo_nb.data import smollm2 as script
-from dpo_nb.dpo import load_adapter, tokenize_pairs, train_dpo, trained_on
-from dpo_nb.evaluate import compare, complete
-from dpo_nb.generate import generate
+from dpo_nb.records import Instruction
+from dpo_nb.judging import FunctionJudge
 from dpo_nb.instructions import load_instructions, unseen
 from dpo_nb.models import load_lm
-from dpo_nb.preferences import make_pairs
 from dpo_nb.prefix import grow, row_logps, score, why_not_shared
-from dpo_nb.records import Instruction, rank_each
+from dpo_nb.generation import generate
+from dpo_nb.preferences import make_pairs
+from dpo_nb.losses import tokenize_pairs
+from dpo_nb.adapters import load_adapter, trained_on
+from dpo_nb.dpo import train_dpo
+from dpo_nb.evaluate import compare, complete
 
 QUESTIONS, CAPITAL = files("dpo_nb.data")/"questions.txt", "What is the capital of France?"
 
@@ -21,13 +24,7 @@ def lm(smollm2):
     torch.set_num_threads(1)
     return load_lm(smollm2, "float32", "cpu")
 
-def judge():
-    "A judge that likes short answers."
-    class Short:
-        name = "short"
-        def rank(self, instructions, responses, out=None):
-            return rank_each(lambda groups: [([-float(len(t)) for t in texts], {}) for _, texts in groups], self.name, instructions, responses, out)
-    return Short()
+SHORT = FunctionJudge(lambda instruction, response: -len(response.text), "short")
 
 def ask(text): return Instruction.ask(text).messages
 
@@ -103,7 +100,7 @@ def test_from_questions_to_a_comparison(lm, tmp_path):
     responses = generate(lm, asked, n=3, max_new_tokens=24)
     assert {r.finished for r in responses} == {True, False} and all(r.finished or r.n_tokens == 24 for r in responses)
     assert not [r.text for r in responses if "<|" in r.text]
-    pairs = make_pairs(asked, responses, judge().rank(asked, responses), allow_cut=True).dataset
+    pairs = make_pairs(asked, responses, SHORT.rank(asked, responses), allow_cut=True).dataset
     tokens = tokenize_pairs(lm, pairs)[0]
     ended = lambda side: [end in ids for ids in tokens[f"{side}_ids"]]
     assert (ended("chosen"), ended("rejected")) == (pairs["chosen_finished"], pairs["rejected_finished"])
@@ -124,9 +121,9 @@ def test_from_questions_to_a_comparison(lm, tmp_path):
     seen = trained_on(tmp_path/"adapter")
     held = [*unseen(QUESTIONS, seen, 3), Instruction.ask("What is the capital of Italy?")]
     answers = {name: complete(m, held, max_new_tokens=24) for name, m in (("base", lm), ("tuned", tuned))}
-    table = compare(held, answers, judge(), seen).table
+    table = compare(held, answers, SHORT, seen).table
     for name, said in answers.items():
         assert all(r.finished or r.n_tokens == 24 for r in said) and table[f"{name} score"].tolist() == [-len(r.text) for r in said]
     assert (table["base completion"] != table["tuned completion"]).any()
-    with pytest.raises(ValueError, match="had been trained on"): compare(asked[:4], answers, judge(), seen)
+    with pytest.raises(ValueError, match="had been trained on"): compare(asked[:4], answers, SHORT, seen)
     assert weights(lm.model) == before
