@@ -296,9 +296,9 @@ def dpo_rank(
 ):
     "Rank the responses to each instruction: `rankings.jsonl`."
     with one_line("dpo_rank"):
-        r, given = parse("dpo_rank", "Rank the responses to each instruction.",
+        r, given = parse("dpo_rank", "Rank the responses to each instruction. The model is loaded only if the judge asks it.",
             "--judge llm-blender/PairRM --output_dir runs/mine",
-            "judge threads", args)
+            "judge model adapter endpoint dtype quantization revision threads", args)
         from dpo_nb.judges import load_judge
         from dpo_nb.running import ranking_stage
         folder = Path(given.output_dir)

@@ -224,12 +224,22 @@ def as_begun(self:PairRM,
 
 # %% ../nbs/20_pairrm.ipynb #43902460
 @patch
+def knows(self:PairRM,
+    instruction:Instruction, # To be judged
+)->bool:
+    "Whether a judge of these weights can have an opinion: the tiny ranker knows the tiny world only."
+    tiny = self.checkpoint == "tiny" or Path(self.checkpoint) == tiny_path("ranker")
+    return not tiny or TinyWorld().parse(instruction.text) is not None
+
+@patch
 def score(self:PairRM,
     groups:list[tuple[Instruction,list[Response]]], # Instructions, each with its responses
-)->list[tuple[list[float|None],dict]]: # As from `judge_each`
+): # Yields scores and details, as from `judge_each`
     "Score the responses of each instruction."
-    said = [(conversation(instruction), responses) for instruction, responses in groups]
-    return self.judge_each([(source, [lead + r.text for r in responses]) for (source, lead), responses in said])
+    known = [(i, responses) for i, responses in groups if self.knows(i)]
+    said = [(conversation(i), responses) for i, responses in known]
+    judged = iter(self.judge_each([(source, [lead + r.text for r in responses]) for (source, lead), responses in said]))
+    for i, responses in groups: yield next(judged) if self.knows(i) else ([None] * len(responses), dict(reason="not of the tiny world"))
 
 @patch
 def rank(self:PairRM,
@@ -252,9 +262,8 @@ def check(self:PairRM,
 ):
     "Refuse a checkpoint that is not there, and what the tiny ranker cannot know."
     self.tokenizer # Read, with the config
-    foreign = [i for i in instructions if not TinyWorld().parse(i.text)] if self.checkpoint == "tiny" or Path(self.checkpoint) == tiny_path("ranker") else []
-    if foreign: raise ValueError(f"the ranker of the tiny world can judge nothing else, and {len(foreign)} of {plural(len(instructions), 'instruction')} "
-                                 f"{'is' if len(foreign) == 1 else 'are'} not of that world (the first: {shown(foreign[0].text)}). Give another judge: llm-blender/PairRM, or a function of your own (my_judges.py:name).")
+    if instructions and not any(self.knows(i) for i in instructions):
+        raise ValueError(f"the ranker of the tiny world can judge nothing else, and nothing here is of that world ({plural(len(instructions), 'instruction')}, the first: {shown(instructions[0].text)}). Give another judge: llm-blender/PairRM, or a function of your own (my_judges.py:name).")
 
 # %% ../nbs/20_pairrm.ipynb #737f671e
 def sizes(

@@ -159,11 +159,11 @@ def ranking_stage(
     folder:Path, # Keeps `rankings.jsonl`
     train:list[Instruction], # What was asked
     responses:list[Response], # All responses
-    lm:LM|None=None, # The model, for a judge that asks it
+    lm:LM|None=None, # The model, for a judge that asks it; `None` = it is loaded then
 )->list[Ranking]:
     "Responses → rankings."
     set_threads(r)
-    with alone(folder): return load_judge(r.judge, model_of(r, lm)).rank(train, responses, folder/"rankings.jsonl")
+    with alone(folder): return load_judge(r.judge, model_of(r, lm) or (lambda: load_model(r)[1])).rank(train, responses, folder/"rankings.jsonl")
 
 # %% ../nbs/71_running.ipynb #517558dc
 def pair_stage(

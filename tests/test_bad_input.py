@@ -286,7 +286,7 @@ drawn("a data set that is loaded already", "found a Dataset … list(dataset)", 
 @case(QUESTIONS, "a question of 1 MB", "questions.txt … 1 too long … A higher `max_tokens`")
 def _(): write("questions.txt", "Why? " * 200_000 + "\n"); return lambda: load_instructions("questions.txt", n=1, lm=lm(), max_tokens=448)
 
-@case(QUESTIONS, "a split that a data set does not have", "data:dev … Unknown split … 'train' … 'folder:split'")
+@case(QUESTIONS, "a split that a data set does not have", "data:dev … train … 'folder:split'")
 def _(): write("data/train.jsonl", lines(dict(question="Why?"))); return lambda: load_instructions("data:dev")
 
 @case(QUESTIONS, "test questions that were all trained on", "questions.txt … trained on: 2 … Give another source")
@@ -540,7 +540,7 @@ def _(): return lambda: pairrm().rank(asked(), [*answers(), answers()[0]])
 @case(JUDGE, "a recipe whose judge, the tiny world's oracle, knows nothing of the questions", "dpo_demo: the oracle knows the tiny world only … Give another judge", error=SystemExit)
 def _(): write("questions.txt", "Why?\nWho?\nWhere?\n"); return lambda: dpo_demo("--instructions questions.txt --num_instructions 2 --judge oracle --num_test_instructions 1 --near_duplicates none".split())
 
-@case(JUDGE, "a bicycle question for the ranker of the tiny world", "dpo_demo: the ranker of the tiny world can judge nothing else, and 2 of 2 instructions are not of that world … Give another judge", error=SystemExit)
+@case(JUDGE, "a bicycle question for the ranker of the tiny world", "dpo_demo: the ranker of the tiny world can judge nothing else, and nothing here is of that world … Give another judge", error=SystemExit)
 def _(): write("questions.txt", "How do I adjust the brakes of a bicycle?\nWhy do the brakes of my bicycle squeal?\nWhich oil is for a chain?\n"); return lambda: dpo_demo("--recipe tiny --instructions questions.txt --num_instructions 2 --num_test_instructions 1 --near_duplicates none".split())
 
 def own_judge(given, says, name, code="def short(instruction, response): return -len(response.text)\n", file="my_judges.py"):

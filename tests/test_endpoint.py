@@ -75,7 +75,7 @@ def test_a_server_writes_what_the_model_writes_here(served, local, tmp_path):
     assert [r.key for r in responses] == [(i.id, k) for i in ASKED for k in range(2)]
     assert written(responses) == local
     assert read_journal(tmp_path/"responses.jsonl", Response) == sorted(responses, key=lambda r: r.key)
-    with pytest.raises(ValueError, match="does not serve 'other' .*Server is pinned"): Endpoint(served.url, "other").check()
+    with pytest.raises(ValueError, match="does not serve 'other' "): Endpoint(served.url, "other").check()
 
 def test_a_client_that_is_killed_goes_on(served, local, tmp_path):
     out = tmp_path/"responses.jsonl"

@@ -82,8 +82,8 @@ def test_a_data_set_without_a_row_that_can_be_read_is_an_error(ask):
     said, error = ask("someone/tools:test", None, GOOD)
     assert not said and error.startswith("ValueError: someone/tools:test, row 1: unknown role 'bard' in `messages`") and "Correct these rows, or remove them" in error
 
-@pytest.mark.parametrize("source, why", [("someone/chats", "available configs: ['short', 'long']"), ("someone/chats/short:dev", "Should be one of ['train', 'test']"),
-                                         ("someone/nothing", "no file or folder of that name here")])
+@pytest.mark.parametrize("source, why", [("someone/chats", ("'short'", "'long'")), ("someone/chats/short:dev", ("'train'", "'test'")),
+                                         ("someone/nothing", ("no file or folder of that name here",))])
 def test_what_the_hub_does_not_have(ask, source, why):
     said, error = ask(source, None, GOOD)
-    assert not said and error.startswith("ValueError: ") and why in error and "'owner/name/config:split'" in error
+    assert not said and error.startswith("ValueError: ") and all(w in error for w in why) and "'owner/name/config:split'" in error

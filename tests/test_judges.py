@@ -1,14 +1,13 @@
 "A new judge or a new recipe is one new file: nothing else has to know of it."
-import importlib, json, sys, types
-from dataclasses import dataclass, replace
-from pathlib import Path
+import importlib, math, sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 import dpo_nb
 from conftest import ROOT, SCRIPTS, call, flags
-from dpo_nb import Judge, Recipe, load_judge, read_journal, recipes, run_recipe, Ranking
+from dpo_nb import Judge, load_judge, read_journal, recipes, run_recipe, Ranking
 from dpo_nb.api import MODULES
 from test_project import NUMBER
 
@@ -46,11 +45,18 @@ def test_a_judge_in_a_fresh_file_goes_through_everything(tmp_path):
     assert code == 2 and "other code of the function" in said
 
 def test_a_judge_that_asks_the_model_is_handed_the_one_in_memory(tmp_path):
-    judge, own = f"{ROOT}/tests/judges.py:Likely", []
+    judge = f"{ROOT}/tests/judges.py:Likely"
     result = run_recipe(replace(recipes["tiny"], judge=judge, evaluator=judge, **SMALL), tmp_path/"run", lambda line: None)
-    loaded = type(sys.modules[judge.rpartition(":")[0]].Likely).__name__ and sys.modules[judge.rpartition(":")[0]].Likely.loaded
+    loaded = sys.modules[judge.rpartition(":")[0]].Likely.loaded
     assert result.comparison.judge == "likely" and not result.comparison.table.outcome.eq("not judged").any()
     assert loaded[-1].name == "tiny" # The model of the run, and not its name
+
+def test_a_plan_asks_the_judge_what_it_costs(tmp_path):
+    (tmp_path/"my_judges.py").write_text(FRESH)
+    machine = dpo_nb.T4
+    known, own = (dpo_nb.preflight(replace(recipes["tiny"], judge=judge, evaluator="oracle"), machine).table for judge in ("tiny", f"{tmp_path}/my_judges.py:answers_and_ends"))
+    assert known.hours["ranking"] > 0 and known.weights["ranking"] > own.weights["ranking"] > 0
+    assert math.isnan(own.hours["ranking"]) and own.hours["evaluation"] == known.hours["evaluation"] and own.fits.all() # It cannot say how long it takes
 
 def test_what_a_judge_may_be(tmp_path):
     (tmp_path/"j.py").write_text("from dpo_nb import FunctionJudge\nfrom helper import value\nready = FunctionJudge(lambda i, r: value, 'ready')\n")

@@ -89,3 +89,9 @@ def test_no_page_of_the_project_leaks_where_it_was_made():
     names = "*.md", "*.ini", "*.yml", "Makefile", "nbs/*.ipynb", "nbs/tutorials/*.ipynb", "dpo_nb/*.py", "data/*.md", "data/*.py", "data/*/*.md", "data/*/*/*.md", "tests/*.py", "bench/*.py"
     leaks = [(f, m) for f, text in files(ROOT, *names).items() for m in re.findall(r"/(?:work|root|home)/\w+", text) if "test_project" not in f]
     assert leaks == []
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_no_saved_output_shows_the_machine_or_a_traceback(path):
+    outputs = [o for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code" for o in c["outputs"]]
+    for o in outputs: o.get("data", {}).pop("image/png", None)
+    assert re.findall(r"/(?:tmp|root|home|work|var)/[\w.-]+|site-packages|ipykernel_\d+|Traceback \(most recent|was never awaited", json.dumps(outputs, ensure_ascii=False)) == []
