@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from dpo_nb.tiny import GIFTS, GROUP_OF, GROUPS, NAMES, OPPOSITE, POINTS, WRITE, Oracle, TinyWorld, read_review, review_answer, review_question
 from dpo_nb.pairrm import PairRM
-from dpo_nb.ranker import PairRanker, PairTokenizer, convert_spm, deberta_v3, pad_rows, read_tokenizer, save_pairrm, train_spm
+from dpo_nb.pair_ranker import PairRanker, PairTokenizer, convert_spm, deberta_v3, pad_rows, read_tokenizer, save_pairrm, train_spm
 from dpo_nb.records import Instruction
 from dpo_nb.journal import write_whole
 

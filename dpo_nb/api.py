@@ -9,6 +9,7 @@ __all__ = ['PUBLIC', 'MODULES', 'PUBLIC_NAMES', 'find_public', 'list_public']
 from importlib import import_module
 
 # %% ../nbs/80_api.ipynb #5d0c94a8
+#| code-fold: true
 PUBLIC = {
 "The whole job": {
     "running.recipes": "the recipes that come with the package, by name",
@@ -37,6 +38,7 @@ PUBLIC = {
     "records.Ranking": "a judge's scores of one instruction's responses"}}
 
 # %% ../nbs/80_api.ipynb #b32c4b75
+#| code-fold: true
 PUBLIC |= {
 "Preference pairs": {
     "preferences.make_pairs": "pairs from rankings, and what became of every response",
@@ -65,6 +67,7 @@ PUBLIC |= {
     "running.draw_test": "the instructions to compare on",
     "running.keep_instructions": "write down what was drawn",
     "running.evaluation_stage": "answer and compare, resumably",
+    "running.evaluate_adapters": "compare adapters with their base model",
     "running.save_comparison": "keep a comparison as tables and a picture",
     "journal.read_journal": "the rows that a stage has kept",
     "journal.read_records": "the rows of a plain file",

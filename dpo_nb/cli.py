@@ -6,7 +6,8 @@
 __all__ = ['NONE', 'CURVES', 'OTHER', 'WAY_ON', 'json_object', 'source', 'or_none', 'recipe_flags', 'changed', 'spark',
            'show_training', 'show_answers', 'show_verdict', 'show_result', 'as_flags', 'user_error', 'stoppable',
            'one_line', 'Flags', 'parse', 'dpo_generate', 'stages_before', 'dpo_rank', 'dpo_pairs', 'without_fsdp',
-           'dpo_train', 'named_adapter', 'check_own', 'dpo_evaluate', 'dpo_demo', 'dpo_run', 'dpo_preflight']
+           'dpo_train', 'named_adapter', 'check_own', 'write_own', 'dpo_evaluate', 'dpo_demo', 'dpo_run',
+           'dpo_preflight']
 
 # %% ../nbs/74_cli.ipynb #a603ace4
 import os
@@ -195,11 +196,15 @@ def stoppable():
     def again(lost): # Python tells of an error that it passes over
         if not issubclass(lost.exc_type, KeyboardInterrupt): return told(lost)
         number = (lost.exc_value.args or [signal.SIGINT])[0]
-        Timer(.05, signal.pthread_kill, [threading.main_thread().ident, number]).start() # Once more, when it is over
-    told, before = sys.unraisablehook, signal.signal(signal.SIGTERM, stop)
+        timers.append(Timer(.05, signal.pthread_kill, [threading.main_thread().ident, number])) # Once more, when it is over
+        timers[-1].start()
+    timers, told, before = [], sys.unraisablehook, signal.signal(signal.SIGTERM, stop)
     sys.unraisablehook = again
     try: yield
-    finally: sys.unraisablehook = told; signal.signal(signal.SIGTERM, before)
+    finally:
+        for timer in timers: timer.cancel()
+        sys.unraisablehook = told
+        signal.signal(signal.SIGTERM, before)
 
 @contextmanager
 def one_line(
@@ -245,6 +250,7 @@ def parse(
     first = Flags(**usage, add_help=False)
     first.add_argument("--recipe", default=recipe, metavar="NAME", help=f"which recipe to start from: {', '.join(recipes)}, or one of your own as my_recipes.py:name [{recipe}]")
     start = find_recipe(first.parse_known_args(args)[0].recipe)
+    if not isinstance(start, Recipe): raise ValueError(f"{start.name} is a recipe of another kind ({type(start).__name__}), and this script knows the settings of a `Recipe`. Run it with dpo_run DIR --recipe NAME.")
     parser = Flags(**usage, parents=[first], description=f"{about} Values in brackets are the recipe's.", epilog=f"Example: {script} {example}")
     folder = output_dir or f"runs/{start.name}"
     if output_dir is not None: extra = dict(output_dir=dict(metavar="DIR", default=folder, help=f"folder of the run; what is there already is not made again [{folder}]")) | extra
@@ -363,18 +369,33 @@ def named_adapter(
     if not (equals and path and name.isidentifier() and name != "base"): raise argparse.ArgumentTypeError(f"expected NAME=PATH, where the name has letters, digits and _, begins with none of the digits, and is not 'base'; found {text!r}")
     return name, path
 
-# %% ../nbs/74_cli.ipynb #9117dffb
+# %% ../nbs/74_cli.ipynb #da8cf78d
 def check_own(
     file:Path, # A table that is to be written
-    folder:Path, # With its answers, and the table's hash in `table.json`
-):
+    folder:Path, # With its answers
+)->dict[str,list[str]]: # Name → hashes of all tables of that name that were written here
     "Refuse to replace a table that this script has not written."
-    if not file.exists(): return
-    kept = folder/"table.json"
-    try: known = json.loads(kept.read_text())[file.name] if kept.exists() else None
-    except (ValueError, KeyError, TypeError): known = ""
-    if known == sha256(file) or known is None and (folder/"base.jsonl").exists(): return # An earlier version kept no hash
-    raise ValueError(f"--output_file {file} is there already, and {'was changed since it was written' if known is not None else 'this script has not written it'}. Give another name, or rename the file{' and run this again: the answers are kept' if known is not None else ''}.")
+    try: written = dict(json.loads((folder/"tables.json").read_text()))
+    except FileNotFoundError: written = {file.name: [sha256(file)]} if file.exists() and (folder/"base.jsonl").exists() else {} # An earlier version kept no hashes
+    except (ValueError, TypeError): written = {}
+    if file.exists() and sha256(file) not in written.get(file.name, []):
+        edited = file.name in written
+        raise ValueError(f"--output_file {file} is there already, and {'was changed since it was written' if edited else 'this script has not written it'}. Give another name, or rename the file{' and run this again: the answers are kept' if edited else ''}.")
+    return written
+
+def write_own(
+    table, # `pandas.DataFrame`
+    file:Path, # Where it goes
+    folder:Path, # These are as in `check_own`
+    written:dict[str,list[str]],
+):
+    "Write a table, and first that it is our own."
+    from dpo_nb.running import save_table
+    half = folder/f"{file.name}.half"
+    save_table(table, half)
+    if not process().number:
+        write_whole(folder/"tables.json", json.dumps(written | {file.name: [*dict.fromkeys([*written.get(file.name, []), sha256(half)])]}) + "\n")
+        os.replace(half, file)
 
 # %% ../nbs/74_cli.ipynb #3e096502
 def dpo_evaluate(
@@ -389,7 +410,7 @@ def dpo_evaluate(
             adapter=dict(dest="adapters", action="append", type=named_adapter, required=True, metavar="NAME=PATH", help="an adapter and what to call it; may be given more than once"),
             output_file=dict(metavar="FILE", default="evaluation_results.csv", help="one row an instruction; the journals go into a folder of this name without the ending [evaluation_results.csv]"))
         from dpo_nb.evaluate import joined
-        from dpo_nb.running import evaluate_adapters, save_table
+        from dpo_nb.running import evaluate_adapters
         file, adapters = Path(given.output_file), dict(given.adapters)
         named = [n.lower() for n, _ in given.adapters] # Some disks take the files of A and a for the same
         if twice := [n for n in named if named.count(n) > 1]: raise ValueError(f"two adapters are called {twice[0]!r} (capital and small letters count as the same). Give each NAME=PATH a name of its own.")
@@ -397,11 +418,11 @@ def dpo_evaluate(
         if not file.suffix: raise ValueError(f"--output_file {file} needs an ending: give {file}.csv. The answers are kept in the folder {file}.")
         folder = file.with_suffix("")
         with alone(folder):
-            check_own(file, folder)
+            written = check_own(file, folder)
+            if not process().number: write_whole(folder/"tables.json", json.dumps(written) + "\n")
             comparisons = evaluate_adapters(r, adapters, folder)
             table = joined(comparisons)
-            save_table(table, file)
-            write_whole(folder/"table.json", json.dumps({file.name: sha256(file)}) + "\n")
+            write_own(table, file, folder, written)
         show_answers(table, ["base", *adapters], len(table))
         for c in comparisons: show_verdict(c); print()
         print(f"All answers: {file}")
@@ -425,10 +446,12 @@ def dpo_run(
     with one_line("dpo_run"):
         parser = Flags(prog="dpo_run", description="Run, or go on with, the recipe in a folder.", epilog="Example: torchrun --nproc_per_node 2 --no-python dpo_run runs/mine")
         parser.add_argument("folder", metavar="DIR", help="of a run: it has a recipe.json")
-        folder = parser.parse_args(args).folder
-        if not Path(folder, "recipe.json").is_file(): raise ValueError(f"{folder} is no run folder (it has no recipe.json). Begin a run with dpo_demo --output_dir {folder}; after that, dpo_run goes on with it.")
-        from dpo_nb.running import run_recipe
-        show_result(run_recipe(Run(folder).recipe, folder))
+        parser.add_argument("--recipe", metavar="NAME", help="what to run in it, also a recipe of another kind: its name, or my_recipes.py:name; needed only where the folder does not say it")
+        given = parser.parse_args(args)
+        from dpo_nb.running import find_recipe, run_recipe
+        if not (given.recipe or Path(given.folder, "recipe.json").is_file()): raise ValueError(f"{given.folder} is no run folder (it has no recipe.json). Begin a run with --recipe, or with dpo_demo --output_dir {given.folder}; after that, dpo_run goes on with it.")
+        result = run_recipe(find_recipe(given.recipe) if given.recipe else Run(given.folder).recipe, given.folder)
+        show_result(result) if hasattr(result, "comparison") else print(result)
 
 # %% ../nbs/74_cli.ipynb #86043313
 def dpo_preflight(

@@ -283,31 +283,43 @@ class Asked:
         settings:dict, # What defines the questions, beside the server and the sampling
         sampling:dict, # As it is sent
         out:str|Path|None=None, # Journal to keep and continue
+        what:str="response", # What an answer is called
     ):
-        self.endpoint, self.questions, self.make, self.sampling, self.out = endpoint, questions, make, sampling, out
+        self.endpoint, self.questions, self.make, self.sampling, self.what = endpoint, questions, make, sampling, what
         self.settings, self.file = dict(endpoint.settings, **sampling, **settings), out and withheld_file(out)
         self.apart = Journal(self.file, Withheld, self.settings, shared=False) if out and self.file.exists() and not process().number else None
         self.journal = Journal(out, record, self.settings) if out else None
         self.there, self.withheld = dict(self.journal.rows) if out else {}, dict(self.apart.rows) if self.apart else {}
         self.todo = [key for key in questions if key not in self.there and key not in self.withheld and not (out and process().number)]
 
-    def _state(self): return f" {len(self.there)} of {len(self.questions)} responses are in {self.journal.path}; the same call goes on from there." if self.journal else ""
+    def _state(self): return f" {len(self.there)} of {plural(len(self.questions), self.what)} are in {self.journal.path}; the same call goes on from there." if self.journal else ""
 
-# %% ../nbs/14_endpoint.ipynb #4cb7c62d
+# %% ../nbs/14_endpoint.ipynb #2545ebe1
 @patch
 def withheld_message(self:Asked)->str: # How many, and the latest
     "What was withheld, as a sentence."
     last = [*self.withheld.values()][-1]
     text = self.questions[last.key][0][-1]["content"]
-    return f"The server withholds {plural(len(self.withheld), 'response')}, the latest to instruction {last.instruction_id} ({text[:60]!r}): {last.reason}."
+    return f"The server withholds {plural(len(self.withheld), self.what)}, the latest to instruction {last.instruction_id} ({text[:60]!r}): {last.reason}."
 
+@patch
+def leave_out(self:Asked,
+    answer:Withheld, # Which there is not
+):
+    "Write down what is missing, and stop if that is so much that it cannot be meant."
+    self.withheld[answer.key] = answer
+    if self.journal: self.apart = self.apart or Journal(self.file, Withheld, self.settings, shared=False)
+    if self.apart: self.apart.append([answer])
+    self.check()
+
+# %% ../nbs/14_endpoint.ipynb #1f1c8e17
 @patch
 def keep(self:Asked,
     key:tuple[str,int], # Of the question
     answer:Answer|str, # What was written, or the reason why nothing was
 ):
     "Write an answer down."
-    if isinstance(answer, str): self.withheld[key] = Withheld(*key, answer); return self.check()
+    if isinstance(answer, str): return self.leave_out(Withheld(*key, answer))
     record = self.make(key, answer)
     if self.journal: self.journal.append([record])
     self.there[key] = record
@@ -325,14 +337,12 @@ def check(self:Asked,
 def run(self:Asked)->list: # The records that are there, in the order of the questions
     "Ask for all that is missing."
     total, requests = len(self.questions), ((key, *self.questions[key]) for key in self.todo)
-    with tqdm(desc="asking", unit="response", total=total, initial=total - len(self.todo), smoothing=0, delay=2, leave=False) as bar:
+    with tqdm(desc="asking", unit=self.what, total=total, initial=total - len(self.todo), smoothing=0, delay=2, leave=False) as bar:
         def keep(key, answer): self.keep(key, answer); bar.update()
         try:
             if self.todo: self.endpoint.check(); self.endpoint.ask_each(requests, keep, **self.sampling)
             self.check(over=True)
         except ValueError as e: raise ValueError(f"{e}{self._state()}") from None
-    if self.withheld and self.journal and not self.apart: self.apart = Journal(self.file, Withheld, self.settings, shared=False)
-    if self.apart: self.apart.append([w for k, w in self.withheld.items() if k not in self.apart.rows])
     for journal in (self.apart, self.journal):
         if journal: journal.finish()
     if self.journal: self.there = self.journal.rows

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .records import digest, fingerprint, Instruction, plural, Ranking, Response, shown
-from .journal import rows_so_far
-from .judging import Judge
+from .journal import meet, rows_so_far
+from .judging import Judge, PER_RESPONSE
 from .stats import bootstrap, win_rate, WinRate
 from .instructions import traces
 from .generation import generate
@@ -70,8 +70,9 @@ def turned_back(
     order:tuple[int,int], # As from `shown_order`
 )->Ranking: # Base first
     "A ranking in the order of the models."
-    def turn(v): return [turn(v[order.index(k)]) for k in range(2)] if isinstance(v, list) and len(v) == 2 else v
-    return replace(r, scores=turn(r.scores), detail={k: turn(v) for k, v in r.detail.items()})
+    turn = lambda values: [values[order.index(k)] for k in range(2)]
+    detail = {k: turn(v) if k in PER_RESPONSE else v for k, v in r.detail.items() if k in PER_RESPONSE or not isinstance(v, list)}
+    return replace(r, scores=turn(r.scores), detail=detail)
 
 # %% ../nbs/50_evaluate.ipynb #00aa0ef1
 def orders_of(
@@ -83,6 +84,7 @@ def orders_of(
     kept = {r.instruction_id: r.responses for r in rows_so_far(out, Ranking)} if out else {}
     orders, texts = [shown_order(i) for i in instructions], [[r.text for r in pair] for pair in answers]
     unturned = any(o == (1, 0) and t[0] != t[1] and kept.get(i.id) == fingerprint(t) for i, o, t in zip(instructions, orders, texts))
+    if out: meet() # All processes have read before one of them writes
     return [(0, 1)] * len(orders) if unturned else orders
 
 # %% ../nbs/50_evaluate.ipynb #97679f2a
@@ -164,8 +166,8 @@ def measures(
     base, tuned = c.names
     judged = [r for r in c.rankings if None not in r.scores]
     pairs = {"score": [r.scores for r in judged]} if judged else {}
-    if judged and "points" in judged[0].detail:
-        for criterion in judged[0].detail["points"][0]: pairs[criterion] = [[p[criterion] for p in r.detail["points"]] for r in judged]
+    pointed = [r.detail["points"] for r in judged if "points" in r.detail]
+    for criterion in pointed[0][0] if pointed else (): pairs[criterion] = [[p[criterion] for p in points] for points in pointed]
     for column in ("finished", "tokens"): pairs[column] = c.table[[f"{base} {column}", f"{tuned} {column}"]].astype(float).values.tolist()
     rows = {}
     for name, values in pairs.items():

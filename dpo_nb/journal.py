@@ -114,7 +114,7 @@ def saving(
             raise (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else OSError(errno.EIO, str(e).splitlines()[0])) from None
 
 # %% ../nbs/01_journal.ipynb #0cd77a46
-HASHES = dict(weights="weights", files="configuration, tokenizer or template", template="template", code="code of the function") # Settings whose values tell nobody anything
+HASHES = dict(weights="weights", files="configuration, tokenizer or template", template="template", code="code", asks="model to ask") # Settings whose values tell nobody anything
 
 def differences(
     old:dict, # The settings that something was made with
@@ -163,20 +163,23 @@ def _write(self:Journal, complete=False):
 
 # %% ../nbs/01_journal.ipynb #5f0fde81
 @patch
-def _check(self:Journal, head:bytes):
+def _check(self:Journal, head:bytes, empty:bool=False)->bool: # Whether it is begun anew
     try: form, kind, old, self.complete = (json.loads(head)[k] for k in ("format", "journal", "settings", "complete"))
     except (ValueError, TypeError, KeyError, RecursionError): form = None
     if form != 1 or not isinstance(old, dict) or not head.endswith(b"\n"): raise ValueError(f"{self.path}, line 1 is not what a journal begins with, {{\"journal\": …}}. If its first line was lost, restore that line: the others are good. If the file is something else, choose another path.")
     if kind != self.record.__name__: raise ValueError(f"{self.path} is a journal of {kind} records, not of {self.record.__name__}. Choose another path.")
     if self.settings is None: self.settings = old
     differ = differences(old, self.settings)
+    if differ and empty and not self.complete: return True # Nothing was made with the old settings
     if differ: raise ValueError(f"{self.path} was made with other settings ({differ}). Go on with the old settings, write elsewhere (in the scripts: another --output_dir, or --output_file), or rename this file, and it is made anew.")
+    return False
 
 # %% ../nbs/01_journal.ipynb #b214cdc7
 @patch
 def _load(self:Journal):
     with open(self.path, "rb") as f:
-        self._check(f.readline())
+        head = f.readline()
+        if self._check(head, empty=self.path.stat().st_size == len(head)): return self._write()
         self.size, self.torn = f.tell(), 0
         for n, line in enumerate(f, 2):
             if not line.endswith(b"\n"): self.torn = len(line); break
@@ -263,15 +266,19 @@ def journal_settings(
         with open(path, "rb") as f: return dict(json.loads(f.readline())["settings"])
     except (OSError, ValueError, TypeError, KeyError): return {}
 
-# %% ../nbs/01_journal.ipynb #bb3a01f6
+# %% ../nbs/01_journal.ipynb #cbcbd87c
 def rows_so_far(
     path:str|Path, # A journal, or nothing
     record:type, # What its lines hold
-)->list: # In the order of the file
-    "What a journal holds, whether it is complete or not."
-    if not Path(path).is_file(): return []
-    lines = enumerate(Path(path).read_bytes().splitlines(keepends=True)[1:], 2)
-    return [from_json(line, record, f"{path}, line {n}") for n, line in lines if line.endswith(b"\n")]
+)->list: # In no order
+    "What a journal and the parts of other processes hold, whether they are complete or not."
+    path, found = Path(path), []
+    for file in (path, *path.parent.glob(f"{escape(path.stem)}.process*{path.suffix}")):
+        with suppress(OSError):
+            head, *lines = file.read_bytes().splitlines(keepends=True) or [b""]
+            if b'"journal": "%b"' % record.__name__.encode() not in head: continue # It says itself what it is, when it is opened
+            found += [from_json(line, record, f"{file}, line {n}") for n, line in enumerate(lines, 2) if line.endswith(b"\n")]
+    return found
 
 # %% ../nbs/01_journal.ipynb #af995aa8
 def read_journal(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from .records import plural
 from .models import LM
-from .preferences import as_messages, check_rows
+from .preferences import check_rows
 
 # %% ../nbs/40_losses.ipynb #38c6fcda
 def dpo_loss(
@@ -57,13 +57,13 @@ def completion_logps(
 # %% ../nbs/40_losses.ipynb #09248eb1
 def encode_pair(
     lm:LM, # Its tokenizer and template
-    row:dict, # `prompt`, `chosen`, `rejected` as messages; `chosen_finished`, `rejected_finished` if known
+    pair:dict, # As from `check_rows`: `prompt`, `chosen`, `rejected` as messages; `chosen_finished`, `rejected_finished` if known
     n:int=0, # Which row, for the error
 )->dict[str,list[int]]: # `prompt_ids`, `chosen_ids`, `rejected_ids`
     "One preference pair as token ids."
-    pair, ids = as_messages(row, f"row {n} (counted from 0)"), {}
+    ids = {}
     for side in ("chosen", "rejected"):
-        try: e = lm.encode(pair["prompt"], pair[side][0]["content"], row.get(f"{side}_finished") is not False)
+        try: e = lm.encode(pair["prompt"], pair[side][0]["content"], pair.get(f"{side}_finished") is not False)
         except ValueError as e: raise ValueError(f"row {n} (counted from 0): {e}") from None
         ids |= {"prompt_ids": e.prompt, f"{side}_ids": e.completion}
     return ids

@@ -137,8 +137,10 @@ class Ranking:
     detail:dict = field(default_factory=dict) # What the judge said: raw answers, criteria, a rationale
 
     def __post_init__(self):
-        odd = [s for s in self.scores if s is not None and not (isinstance(s, Real) and math.isfinite(s))]
+        scores = [*self.scores] # Of any sequence, also a tuple or an array
+        odd = [s for s in scores if s is not None and not (isinstance(s, Real) and math.isfinite(s))]
         if odd: raise ValueError(f"a score of instruction {self.instruction_id} by {self.judge} is {odd[0]!r}. A score must be a finite number, or None where the judge could not judge")
+        object.__setattr__(self, "scores", [None if s is None else float(s) for s in scores])
 
     @property
     def key(self): return (self.instruction_id,)

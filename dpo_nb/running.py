@@ -23,7 +23,7 @@ from .endpoint import Endpoint
 from .generation import check_sampling, generate
 from .judges import load_judge, load_object
 from .preferences import make_pairs, Pairs, RULES, save_pairs
-from .adapters import load_adapter, past, trained_on
+from .adapters import adapter_folder, load_adapter, past, trained_on
 from .trainer import check_fields
 from .dpo import check_numbers, check_reference, check_start, train_dpo, Training
 from .evaluate import compare, Comparison, complete, measures, plot_comparison
@@ -98,12 +98,12 @@ def save_table(
 
 # %% ../nbs/71_running.ipynb #e48e9f3c
 def keep_instructions(
-    folder:Path, # Of the run
+    folder:str|Path, # Of the run
     **drawn:Drawn, # File name → instructions
 ):
     "Write drawn instructions, and what was passed over; refuse a folder in which others are."
     import pandas as pd
-    table = folder/"passed_over.csv"
+    folder, table = Path(folder), Path(folder)/"passed_over.csv"
     if table.exists() and not any((folder/f"{name}.jsonl").exists() for name in drawn): raise ValueError(f"{table} is there already, and would be replaced. Use another folder.")
     with in_turn():
         for name, found in drawn.items():
@@ -195,15 +195,16 @@ def training_stage(
 # %% ../nbs/71_running.ipynb #101a57c3
 def evaluation_stage(
     r:Recipe, # Evaluator, lengths, seed
-    folder:Path, # Keeps the answers of each model and the evaluator's rankings
+    folder:str|Path, # Keeps the answers of each model and the evaluator's rankings
     lms:dict[str,LM], # Name → model; the others are measured against the first
     test:list[Instruction], # Unseen
     seen, # What any of the models was trained on, as in `compare`
 )->list[Comparison]: # One for each model but the first
     "Adapter → comparison."
+    folder = Path(folder)
     with alone(folder):
         answers = {name: complete(lm, test, folder/f"{name}.jsonl", max_new_tokens=r.max_new_tokens, seed=r.seed) for name, lm in lms.items()}
-        judge, (base, *others) = load_judge(r.evaluator or r.judge, next(iter(lms.values()))), lms
+        (base, *others), judge = lms, load_judge(r.evaluator or r.judge, model_of(r, next(iter(lms.values()))))
         return [compare(test, {n: answers[n] for n in (base, name)}, judge, seen=seen, out=folder/f"rankings-{name}.jsonl") for name in others]
 
 # %% ../nbs/71_running.ipynb #3564fad6
@@ -214,11 +215,12 @@ def evaluate_adapters(
 )->list[Comparison]: # One for each adapter
     "The base model against each of some adapters."
     r = as_kept(r); check_recipe(r)
+    adapters = {name: adapter_folder(path) for name, path in adapters.items()}
+    seen = {i: hashes for path in adapters.values() for i, hashes in trained_on(path).items()}
+    load_judge(r.evaluator or r.judge).check(draw_test(r, seen)) # Before anything is loaded
     base, _ = load_model(r)
     lms = {"base": base} | {name: load_adapter(base, path, name) for name, path in adapters.items()}
-    seen = {i: hashes for path in adapters.values() for i, hashes in trained_on(path).items()}
     test = draw_test(r, seen, base)
-    load_judge(r.evaluator or r.judge).check(test)
     return evaluation_stage(r, Path(folder), lms, test, seen)
 
 # %% ../nbs/71_running.ipynb #c145637d
@@ -254,14 +256,14 @@ def idle_gpus()->str: # Empty if there are none
 # %% ../nbs/71_running.ipynb #100fbc7f
 def check_run(
     r:Recipe, # What is to be run
-    folder:Path, # Where
+    folder:str|Path, # Where
 ):
     "Refuse what would fail later, before anything is loaded or written."
     check_recipe(r)
     train = draw_training(r)
     load_judge(r.judge).check(train)
     load_judge(r.evaluator or r.judge).check(draw_test(r, train))
-    if r.endpoint and not (folder/"responses.jsonl").exists(): Endpoint(r.endpoint, r.model).check()
+    if r.endpoint and not (Path(folder)/"responses.jsonl").exists(): Endpoint(r.endpoint, r.model).check()
 
 @patch
 def run(self:Recipe,
@@ -279,7 +281,7 @@ def run(self:Recipe,
         if idle := idle_gpus(): say(idle)
         if begun: say(f"going on in {folder}")
         keep_instructions(folder, instructions=train, test_instructions=test)
-        say(f"{r.responses_per_instruction} responses to each of {plural(len(train), 'instruction')} from {lm.name}, ranked by {load_judge(r.judge).describe()}")
+        say(f"{r.responses_per_instruction} responses to each of {plural(len(train), 'instruction')} from {lm.name}, ranked by {load_judge(r.judge, model_of(r, lm)).describe()}")
         responses = generation_stage(r, folder, lm, train)
         rankings = ranking_stage(r, folder, train, responses, lm)
         pairs = pair_stage(r, folder, train, responses, rankings)
@@ -293,13 +295,13 @@ def run(self:Recipe,
 
 # %% ../nbs/71_running.ipynb #911aef06
 def run_recipe(
-    recipe, # What to do: a `Recipe`, or anything else that has a `run(folder, say)`
+    recipe, # What to do: a `Recipe`, or anything else that has a `run(folder)`
     folder:str|Path, # Where; a folder of the same recipe is continued
     say=print, # Told what happens, a line a stage
 ): # What it came to: the `Result` of a `Recipe`
     "Run a recipe, or go on with it."
-    if not callable(getattr(recipe, "run", None)): raise ValueError(f"expected a recipe; found {shown(recipe)}. `recipes` has some by name: recipes['tiny'].")
-    return recipe.run(folder, say)
+    if isinstance(recipe, type) or not callable(getattr(recipe, "run", None)): raise ValueError(f"expected a recipe; found {shown(recipe)}. `recipes` has some by name: recipes['tiny'].")
+    return recipe.run(folder) if say is print else recipe.run(folder, say)
 
 def find_recipe(
     text:str, # A name in `recipes`, or a file and a name in it, as in "my_recipes.py:mine"
@@ -308,7 +310,7 @@ def find_recipe(
     if text in recipes: return recipes[text]
     if ".py:" not in text: raise ValueError(f"there is no recipe {text!r}. Known are {', '.join(recipes)}; one of your own is named as 'my_recipes.py:name'.")
     found = load_object(text)
-    if not callable(getattr(found, "run", None)): raise ValueError(f"{text} is no recipe; found {shown(found)}. Make it with `Recipe(…)` or `replace(recipes['tiny'], …)`.")
+    if isinstance(found, type) or not callable(getattr(found, "run", None)): raise ValueError(f"{text} is no recipe; found {shown(found)}. Make it with `Recipe(…)` or `replace(recipes['tiny'], …)`.")
     return found
 
 # %% ../nbs/71_running.ipynb #669e70e6

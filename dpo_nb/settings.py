@@ -80,7 +80,10 @@ def as_kept(
 )->Recipe: # With the types that are declared, or an error that names the field
     "A recipe as a file would give it back."
     if not is_dataclass(recipe) or isinstance(recipe, type): raise ValueError(f"expected a `Recipe`; found {shown(recipe)}. `recipes` has some by name: recipes['tiny'].")
-    plain = json.loads(json.dumps(asdict(recipe), default=str))
+    def text(value):
+        if isinstance(value, Path): return str(value)
+        raise ValueError(f"a recipe can be kept in a file, so its values are texts and numbers; found {shown(value)}. A judge of your own is named as 'my_judges.py:name', a file of questions by its path.")
+    plain = json.loads(json.dumps(asdict(recipe), default=text))
     try: return msgspec.convert(plain, type(recipe))
     except msgspec.ValidationError as e:
         why, _, name = str(e).replace("`", "").partition(" - at $.")
@@ -126,6 +129,6 @@ def _open(self:Run, recipe):
     except (ValueError, KeyError, TypeError) as e: raise ValueError(f"{self.file} is damaged, or holds no recipe ({e}). Restore it, or use another run folder. What the stages have made does not need it: dpo_generate and the other scripts go on with that, given the same settings and --output_dir {self.path}.") from None
     wanted = as_kept(recipe or self.recipe)
     movable = lambda fields: fields | {"endpoint": bool(fields.get("endpoint")), "stop_on_alarm": None} # A server may move, and an alarm may be overruled
-    differ = differences(movable(kept), movable(asdict(wanted)))
+    differ = differences(movable(kept | asdict(self.recipe)), movable(asdict(wanted))) # A setting that it does not know has its default
     if differ: raise ValueError(f"{self.path} is the run of another recipe ({differ}). Go on with the old one, or use another folder (in the scripts: --output_dir).")
     if wanted != self.recipe: self.recipe = wanted; self._save()

@@ -167,7 +167,7 @@ def smollm2():
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"): return make(folder)
-    except OSError as e: missing(f"there is no SmolLM2: {e}")
+    except Exception as e: missing(f"there is no SmolLM2 ({type(e).__name__}: {e})")
 
 @pytest.fixture
 def serve():

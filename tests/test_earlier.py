@@ -1,7 +1,7 @@
 """What an earlier version has begun goes on, and ends as it would have.
 
-`earlier.tar.xz` is the folder of a small run of the recipe `tiny` (10 instructions, 4 responses each, an adapter of rank 1, a checkpoint every second
-step), made by the commit 37759c3, in which one module held what are ten now. Its pictures and its last checkpoint are left out."""
+`earlier.tar.xz` is the folder of a small run of the recipe `tiny` (10 instructions, 4 responses each, an adapter of rank 1, 24 steps with a checkpoint
+after the 22nd), made by the commit 37759c3, in which one module held what are ten now. Its pictures and its last checkpoint are left out."""
 import json, shutil, tarfile
 from pathlib import Path
 
@@ -9,12 +9,11 @@ import pytest
 from safetensors.torch import load_file
 
 from conftest import call
-from dpo_nb import Run, load_adapter, load_lm, trained_on
+from dpo_nb import Run, load_adapter, load_lm, load_model, trained_on
 from dpo_nb.evaluate import shown_order
 from dpo_nb.journal import read_records, rows_so_far
 from dpo_nb.records import Instruction, Ranking
-
-JOURNALS = "responses.jsonl", "rankings.jsonl", "reference.jsonl", "evaluation/base.jsonl", "evaluation/tuned.jsonl", "evaluation/rankings-tuned.jsonl"
+from dpo_nb.running import generation_stage, pair_stage, ranking_stage
 
 @pytest.fixture
 def earlier(tmp_path):
@@ -30,12 +29,9 @@ def same(a, b):
 
 def lines(path): return [json.loads(line) for line in path.read_text().splitlines()]
 
-def ends_as_it_would_have(run, earlier):
-    assert call("dpo_run", run) == (0, "")
-    for name in (*JOURNALS, "pairs/pairs.jsonl", "instructions.jsonl", "test_instructions.jsonl", "training.jsonl"): assert same(lines(run/name), lines(earlier/name)), name
-    for name in ("recipe.json", "training.json", "pairs/fates.csv", "pairs/settings.json", "adapter/base.json", "adapter/adapter_config.json"): assert (run/name).read_bytes() == (earlier/name).read_bytes(), name
-    mine, theirs = (load_file(f/"adapter"/"adapter_model.safetensors") for f in (run, earlier))
-    assert mine.keys() == theirs.keys() and max((mine[k] - theirs[k]).abs().max().item() for k in mine) < 1e-3
+def equal(run, earlier, names):
+    for name in names:
+        assert same(lines(run/name), lines(earlier/name)) if name.endswith(".jsonl") else (run/name).read_bytes() == (earlier/name).read_bytes(), name
 
 def begun(path):
     "A journal that was broken off in the middle of a line."
@@ -43,16 +39,13 @@ def begun(path):
     path.write_bytes(head.replace(b'"complete": true', b'"complete": false') + b"".join(rows[:len(rows) // 2]) + rows[-1][:30])
 
 def without(run, *names):
-    for name in names: shutil.rmtree(run/name, ignore_errors=True); (run/name).unlink(missing_ok=True) if (run/name).exists() else None
+    for name in names: shutil.rmtree(run/name) if (run/name).is_dir() else (run/name).unlink()
 
-TRAINED = "training.json", "training.jsonl", "health.jsonl", "reference.jsonl", "checkpoints", "adapter", "evaluation"
+LABELS = "responses.jsonl", "rankings.jsonl", "pairs/pairs.jsonl", "pairs/fates.csv", "pairs/settings.json", "instructions.jsonl", "recipe.json"
 STATES = {
     "done": lambda run: None,
-    "generating": lambda run: (begun(run/"responses.jsonl"), without(run, "rankings.jsonl", "pairs", *TRAINED)),
-    "ranking": lambda run: (begun(run/"rankings.jsonl"), without(run, "pairs", *TRAINED)),
-    "training": lambda run: without(run, "adapter", "evaluation"),
-    "comparing": lambda run: (begun(run/"evaluation"/"tuned.jsonl"), without(run, "evaluation/rankings-tuned.jsonl")),
-    "judging": lambda run: begun(run/"evaluation"/"rankings-tuned.jsonl"),
+    "training": lambda run: without(run, "adapter"),
+    "comparing": lambda run: (begun(run/"evaluation"/"tuned.jsonl"), begun(run/"evaluation"/"rankings-tuned.jsonl")),
 }
 
 @pytest.mark.parametrize("state", STATES)
@@ -60,15 +53,33 @@ def test_a_run_of_an_earlier_version_goes_on(state, earlier, tmp_path):
     run = tmp_path/"run"
     shutil.copytree(earlier, run)
     STATES[state](run)
-    if state == "comparing":
-        # Its ranking is begun now, so the judge does not see the base first everywhere any more: the scores are the same, turned back
-        assert call("dpo_run", run) == (0, "")
-        asked = read_records(run/"test_instructions.jsonl", Instruction)
-        new, old = ({r.instruction_id: r for r in rows_so_far(f/"evaluation"/"rankings-tuned.jsonl", Ranking)} for f in (run, earlier))
-        turned = [i for i in asked if shown_order(i) == (1, 0)]
-        assert turned and all(new[i.id].scores == old[i.id].scores[::-1] for i in turned)
-        assert (run/"evaluation"/"measures.csv").read_text() == (earlier/"evaluation"/"measures.csv").read_text()
-    else: ends_as_it_would_have(run, earlier)
+    assert call("dpo_run", run) == (0, "")
+    equal(run, earlier, (*LABELS, "reference.jsonl", "test_instructions.jsonl", "training.json", "training.jsonl", "adapter/base.json", "adapter/adapter_config.json"))
+    equal(run, earlier, ("evaluation/base.jsonl", "evaluation/tuned.jsonl", "evaluation/rankings-tuned.jsonl"))
+    mine, theirs = (load_file(f/"adapter"/"adapter_model.safetensors") for f in (run, earlier))
+    assert mine.keys() == theirs.keys() and max((mine[k] - theirs[k]).abs().max().item() for k in mine) < 1e-3
+
+def test_labels_of_an_earlier_version_go_on(earlier, tmp_path):
+    run = tmp_path/"run"
+    shutil.copytree(earlier, run)
+    for name in ("responses.jsonl", "rankings.jsonl"): begun(run/name)
+    without(run, "pairs")
+    r, train = Run(run).recipe, read_records(run/"instructions.jsonl", Instruction)
+    responses = generation_stage(r, run, load_model(r)[1], train)
+    pair_stage(r, run, train, responses, ranking_stage(r, run, train, responses))
+    equal(run, earlier, LABELS)
+
+def test_a_comparison_that_is_begun_now_has_the_outcomes_of_an_earlier_one(earlier, tmp_path):
+    "Its judge no longer sees the base first everywhere, and the scores are turned back."
+    run = tmp_path/"run"
+    shutil.copytree(earlier, run)
+    without(run, "evaluation/rankings-tuned.jsonl")
+    assert call("dpo_run", run) == (0, "")
+    new, old = ({r.instruction_id: r for r in rows_so_far(f/"evaluation"/"rankings-tuned.jsonl", Ranking)} for f in (run, earlier))
+    turned = [i.id for i in read_records(run/"test_instructions.jsonl", Instruction) if shown_order(i) == (1, 0)]
+    assert 2 < len(turned) < 8 and new.keys() == old.keys() and sum(abs(old[i].scores[0]) > .1 for i in turned) > 2 # So that it shows
+    assert all(same(r.scores, old[i].scores[::-1] if i in turned else old[i].scores) for i, r in new.items())
+    assert same([*map(float, (run/"evaluation"/"measures.csv").read_text().splitlines()[1].split(",")[1:])], [*map(float, (earlier/"evaluation"/"measures.csv").read_text().splitlines()[1].split(",")[1:])])
 
 def test_an_adapter_of_an_earlier_version_is_read(earlier):
     assert trained_on(earlier/"adapter").keys() == {i.id for i in read_records(earlier/"instructions.jsonl", Instruction)}

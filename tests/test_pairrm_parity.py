@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpo_nb.ranker import MARKERS
+from dpo_nb.pair_ranker import MARKERS
 from dpo_nb.pairrm import PairRM
 from dpo_nb.records import Ranking
 from dpo_nb.tiny import TinyWorld
