@@ -419,7 +419,6 @@ def dpo_evaluate(
         folder = file.with_suffix("")
         with alone(folder):
             written = check_own(file, folder)
-            if not process().number: write_whole(folder/"tables.json", json.dumps(written) + "\n")
             comparisons = evaluate_adapters(r, adapters, folder)
             table = joined(comparisons)
             write_own(table, file, folder, written)
@@ -449,7 +448,7 @@ def dpo_run(
         parser.add_argument("--recipe", metavar="NAME", help="what to run in it, also a recipe of another kind: its name, or my_recipes.py:name; needed only where the folder does not say it")
         given = parser.parse_args(args)
         from dpo_nb.running import find_recipe, run_recipe
-        if not (given.recipe or Path(given.folder, "recipe.json").is_file()): raise ValueError(f"{given.folder} is no run folder (it has no recipe.json). Begin a run with --recipe, or with dpo_demo --output_dir {given.folder}; after that, dpo_run goes on with it.")
+        if not (given.recipe or Path(given.folder, "recipe.json").is_file()): raise ValueError(f"{given.folder} is no run folder (it has no recipe.json). Begin a run with dpo_demo --output_dir {given.folder}, or with --recipe; after that, dpo_run goes on with it.")
         result = run_recipe(find_recipe(given.recipe) if given.recipe else Run(given.folder).recipe, given.folder)
         show_result(result) if hasattr(result, "comparison") else print(result)
 

@@ -42,16 +42,16 @@ def hub_says(
     error:Exception, # Of the hub's client, or of a library that has asked it
 )->str: # "gated", "refused", "not found" or "no connection"; empty = it is about something else
     "What an error says about the hub."
-    from httpx import TransportError
     from huggingface_hub import errors as hub
     chain = []
     while error and error not in chain: chain.append(error); error = error.__cause__ or error.__context__
     found = lambda *kinds: any(isinstance(e, kinds) for e in chain)
+    names = {c.__name__ for e in chain for c in type(e).__mro__} # Each client of HTTP has exceptions of its own
     status = {e.response.status_code for e in chain if isinstance(e, hub.HfHubHTTPError) and not isinstance(e, hub.RepositoryNotFoundError)}
     if found(hub.GatedRepoError): return "gated"
     if status & {401, 403}: return "refused"
     if found(hub.RepositoryNotFoundError, hub.RevisionNotFoundError): return "not found"
-    if found(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, TransportError, ConnectionError, TimeoutError): return "no connection"
+    if found(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) or names & {"TransportError", "ConnectionError", "TimeoutError"}: return "no connection"
     return "not found" if found(hub.EntryNotFoundError) else ""
 
 # %% ../nbs/10_hub.ipynb #400dfc5c

@@ -390,7 +390,7 @@ STAGES[HUB] = "whatever is named `owner/name`"
 
 ASK_HUB = """
 import json, os, socket, sys, time
-from concurrent.futures import ThreadPoolExecutor, wait
+from multiprocessing import get_context, TimeoutError
 time.sleep = lambda seconds: None # The hub's client waits between its tries
 silent = socket.create_server(("127.0.0.1", 0), backlog=99) # Takes every connection, and never answers
 address = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -401,18 +401,20 @@ from dpo_nb import PairRM, load_instructions, load_lm
 from dpo_nb.adapters import adapter_folder
 ways = dict(lima=lambda: load_instructions("lima"), data=lambda: load_instructions("someone/questions"), model=lambda: load_lm("someone/model"),
             judge=lambda: PairRM.load("someone/judge"), adapter=lambda: adapter_folder("someone/adapter"))
-def told(do):
-    try: do()
+def told(name):
+    try: ways[name]()
     except ValueError as e: return str(e).replace(address, "https://huggingface.co")
 def round():
-    tries = {name: pool.submit(told, do) for name, do in ways.items()}
-    wait(tries.values(), 90)
-    return {name: t.result() if t.done() else "nothing, for 90 seconds" for name, t in tries.items()}
-pool = ThreadPoolExecutor(10)
+    "Each in a process of its own: threads share the hub's client, and take it from each other."
+    pool, found = get_context("fork").Pool(len(ways)), {}
+    for name, t in {name: pool.apply_async(told, [name]) for name in ways}.items():
+        try: found[name] = t.get(90)
+        except TimeoutError: found[name] = "nothing, for 90 seconds"
+    pool.terminate(); pool.join()
+    return found
 silently = round()
 silent.close()
 print(json.dumps(dict(silent=silently, gone=round())), flush=True)
-os._exit(0) # Threads that wait for ever
 """
 
 @cache
