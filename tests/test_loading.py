@@ -51,7 +51,7 @@ def test_a_token_that_the_hub_refuses(hub, python, tmp_path):
     assert "refuses the token" in refused(python, "expired/model", hub[0], tmp_path, HF_TOKEN="hf_old")
 
 def test_a_name_that_does_not_exist(hub, python, tmp_path):
-    assert "exact name of a model on the hub" in refused(python, "nobody/model", hub[0], tmp_path)
+    assert "exact name on the hub" in refused(python, "nobody/model", hub[0], tmp_path)
 
 @pytest.mark.parametrize("revision", [None, "main"])
 def test_pickles_are_not_read_and_nobody_is_asked_to_convert_them(hub, python, tmp_path, revision):
