@@ -192,7 +192,7 @@ def read_adapter(
     except SafetensorError as e: raise ValueError(f"{folder/ADAPTER[1]} is not a whole safetensors file ({e}). {again}") from None
 
 # %% ../nbs/41_adapters.ipynb #7bb79978
-BEGINNINGS = True, False, "gaussian", "eva", "orthogonal" # Ways to begin a LoRA adapter that leave the model as it is
+BEGINNINGS = True, False, None, "gaussian", "eva", "orthogonal" # Ways to begin a LoRA adapter that leave the model as it is
 
 def check_beginning(
     folder:Path, # With the adapter
@@ -259,8 +259,10 @@ def load_adapter(
     except RuntimeError as e:
         if isinstance(e, torch.OutOfMemoryError) or "size mismatch" not in str(e): raise
         raise ValueError(f"{parts} (the shapes of their layers differ). Copy or fetch the adapter again.") from None
-    missing = get_peft_model_state_dict(model, save_embedding_layers=False).keys() - read_adapter(folder).keys()
-    if missing: raise ValueError(f"{parts} (there is no {min(missing)}). Copy or fetch the adapter again.")
+    except (KeyError, TypeError, IndexError, AttributeError, ImportError) as e: raise ValueError(f"{folder/ADAPTER[0]} asks for what PEFT cannot do here ({type(e).__name__}: {e}). Is it a LoRA adapter, and whole?") from None
+    wanted, there = get_peft_model_state_dict(model, save_embedding_layers=False).keys(), read_adapter(folder).keys()
+    if wanted - there: raise ValueError(f"{parts} (there is no {min(wanted - there)}). Copy or fetch the adapter again.")
+    if there - wanted: raise ValueError(f"{parts} (there is no place for {min(there - wanted)}). Copy or fetch the adapter again.")
     return Tuned(model, lm, folder, name or f"{lm.name}-dpo")
 
 # %% ../nbs/41_adapters.ipynb #4fb915d9

@@ -186,7 +186,7 @@ def user_error(
         way_on = next((way for numbers, way in WAY_ON.items() if e.errno in numbers), "Choose another place, or make room there.")
         return f"{printable(str(e.filename), 200)} cannot be used ({e.strerror}). {way_on}"
     if isinstance(e, RuntimeError): return "the GPU is out of memory. Lower --batch_size, --generation_batch or --max_prompt_tokens, or give --quantization nf4; what is larger than a GPU is trained in parts (dpo_train --sharded). What is done so far is kept."
-    return as_flags(" ".join(str(e).split()))
+    return as_flags(printable(str(e), 4000))
 
 # %% ../nbs/74_cli.ipynb #e4700579
 @contextmanager
@@ -366,7 +366,7 @@ def named_adapter(
 )->tuple[str,str]: # Name and path
     "`NAME=PATH`."
     name, equals, path = text.partition("=")
-    if not (equals and path and name.isidentifier() and name != "base"): raise argparse.ArgumentTypeError(f"expected NAME=PATH, where the name has letters, digits and _, begins with none of the digits, and is not 'base'; found {text!r}")
+    if not (equals and path and name.isidentifier() and name.lower() != "base"): raise argparse.ArgumentTypeError(f"expected NAME=PATH, where the name has letters, digits and _, begins with none of the digits, and is not 'base'; found {text!r}")
     return name, path
 
 # %% ../nbs/74_cli.ipynb #da8cf78d
@@ -376,7 +376,7 @@ def check_own(
 )->dict[str,list[str]]: # Name → hashes of all tables of that name that were written here
     "Refuse to replace a table that this script has not written."
     try: written = dict(json.loads((folder/"tables.json").read_text()))
-    except FileNotFoundError: written = {file.name: [sha256(file)]} if file.exists() and (folder/"base.jsonl").exists() else {} # An earlier version kept no hashes
+    except FileNotFoundError: written = {file.name: [sha256(file)]} if file.is_file() and (folder/"base.jsonl").exists() and file.read_bytes().startswith(b'"instruction_id","instruction","base completion"') else {} # An earlier version kept no hashes
     except (ValueError, TypeError): written = {}
     if file.exists() and sha256(file) not in written.get(file.name, []):
         edited = file.name in written

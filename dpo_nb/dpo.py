@@ -71,6 +71,7 @@ def check_training(
     "Refuse a folder of another training."
     file, made = folder/"training.json", [p.name for p in [folder/"adapter", *checkpoints(folder/"checkpoints")] if p.exists()]
     theirs = [*made, *(n for n in ("training.jsonl", "health.jsonl", "curves.png") if (folder/n).exists())] # If it is not a training's
+    if (folder/"reference.jsonl").exists() and not journal_settings(folder/"reference.jsonl"): raise ValueError(f"{folder/'reference.jsonl'} is no journal of a training: something else made it, and it would be replaced. Use another folder.")
     if folder.is_file(): raise ValueError(f"{folder} is a file, and the training needs a folder. Choose another name.")
     if not file.exists() and theirs: raise ValueError(f"{folder} has {theirs[0]!r}, but no training.json: something else made it, and it would be replaced. Use another folder.")
     if not file.exists(): return False

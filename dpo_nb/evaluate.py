@@ -14,7 +14,7 @@ import numpy as np
 
 from .records import digest, fingerprint, Instruction, plural, Ranking, Response, shown
 from .journal import meet, rows_so_far
-from .judging import Judge, PER_RESPONSE
+from .judging import check_ranking, Judge, PER_RESPONSE
 from .stats import bootstrap, win_rate, WinRate
 from .instructions import traces
 from .generation import generate
@@ -120,7 +120,8 @@ def compare(
     rankings = judge.rank(instructions, blind, out)
     if [(r.instruction_id, len(r.scores)) for r in rankings] != [(i.id, 2) for i in instructions]:
         raise ValueError(f"the judge {judge.name} did not give two scores for each of the {len(instructions)} instructions, in their order: its first ranking has {len(rankings[0].scores) if rankings else 'no'}. `rank` gives a `Ranking` for each instruction, with a score or None for each response.")
-    rankings = [turned_back(r, order) for r, order in zip(rankings, orders)]
+    for r, pair, order in zip(rankings, answers, orders): check_ranking(r, [pair[k].text for k in order])
+    rankings = [replace(turned_back(r, order), responses=fingerprint([a.text for a in pair])) for r, pair, order in zip(rankings, answers, orders)]
     table[[f"{base} score", f"{tuned} score"]] = [r.scores for r in rankings]
     table["difference"] = [None if None in r.scores else r.scores[1] - r.scores[0] for r in rankings]
     table["outcome"] = [outcome(r.scores) for r in rankings]

@@ -8,9 +8,10 @@ __all__ = ['JUDGES', 'run_file', 'load_object', 'judge_of', 'load_judge']
 # %% ../nbs/23_judges.ipynb #39c5097e
 import difflib, sys
 from functools import cache
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
+from types import ModuleType
 
 from .records import digest, shown
 from .judging import FunctionJudge, Judge
@@ -20,16 +21,18 @@ from .pairrm import PairRM
 # %% ../nbs/23_judges.ipynb #96909b3c
 @cache
 def run_file(
-    path:str, # Of a Python file
+    file:Path, # A Python file
     changed:int, # When; so that an edited file is run again
 ): # Its module
     "Run a Python file, once."
-    file = Path(path).resolve()
-    spec = spec_from_file_location(str(file), file)
-    module = sys.modules[spec.name] = module_from_spec(spec)
+    free = file.stem not in sys.modules and not find_spec(file.stem) # Or it would take the place of another module
+    module = ModuleType(file.stem if free else f"{file.stem}_{digest(str(file))}")
+    module.__file__, sys.modules[module.__name__] = str(file), module
     if str(file.parent) not in sys.path: sys.path.append(str(file.parent)) # It may import what lies beside it
-    try: spec.loader.exec_module(module)
-    except (Exception, SystemExit) as e: raise ValueError(f"{path} cannot be run ({type(e).__name__}: {e}). Try it alone: python {path}") from e
+    try: exec(compile(file.read_bytes(), str(file), "exec"), vars(module))
+    except (Exception, SystemExit) as e:
+        del sys.modules[module.__name__]
+        raise ValueError(f"{file} cannot be run ({type(e).__name__}: {e}). Try it alone: python {file}") from e
     return module
 
 def load_object(
@@ -38,7 +41,7 @@ def load_object(
     "What a Python file calls by a name. The file is run."
     path, _, name = text.rpartition(":")
     if not (path.endswith(".py") and Path(path).is_file()): raise ValueError(f"there is no file {path!r} here. What a Python file holds is named as 'my_file.py:name'.")
-    module = run_file(path, Path(path).stat().st_mtime_ns)
+    module = run_file(Path(path).resolve(), Path(path).stat().st_mtime_ns)
     if not hasattr(module, name):
         near = difflib.get_close_matches(name, [n for n in vars(module) if not n.startswith("_")], cutoff=.4)
         raise ValueError(f"{path} has nothing called {name!r}. The nearest: {', '.join(near) or 'none'}.")

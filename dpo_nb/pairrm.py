@@ -243,7 +243,7 @@ def knows(self:PairRM,
     instruction:Instruction, # To be judged
 )->bool:
     "Whether a judge of these weights can have an opinion: the tiny ranker knows the tiny world only."
-    tiny = self.checkpoint.name == "tiny" or Path(self.checkpoint.name) == tiny_path("ranker")
+    tiny = self.checkpoint.name == "tiny" or Path(self.checkpoint.name).resolve() == tiny_path("ranker").resolve()
     return not tiny or TinyWorld().parse(instruction.text) is not None
 
 @patch

@@ -98,7 +98,7 @@ def versions()->dict[str,str]: # Of the libraries whose numbers a result depends
     return {n: of(n) for n in "dpo_nb torch transformers trl peft bitsandbytes datasets tokenizers".split()}
 
 # %% ../nbs/70_settings.ipynb #5e4df0ea
-KEPT = "instructions.jsonl test_instructions.jsonl responses.jsonl responses_withheld.jsonl rankings.jsonl pairs training.json training.jsonl health.jsonl reference.jsonl curves.png checkpoints adapter evaluation".split() # What the stages keep in a run's folder
+KEPT = "instructions.jsonl test_instructions.jsonl passed_over.csv responses.jsonl responses_withheld.jsonl rankings.jsonl pairs training.json training.jsonl health.jsonl reference.jsonl curves.png checkpoints adapter evaluation".split() # What the stages keep in a run's folder
 
 class Run:
     "The folder of one run: its recipe, journals, adapter and evaluation."

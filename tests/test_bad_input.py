@@ -553,7 +553,7 @@ own_judge("a file of judges that is not there", "there is no file 'my_judge.py' 
 own_judge("a function that the file of judges does not have", "my_judges.py has nothing called 'shrt' … The nearest: short", "my_judges.py:shrt")
 own_judge("a file of judges with a mistake", "my_judges.py cannot be run (SyntaxError … Try it alone: python my_judges.py", "my_judges.py:short", "def short(instruction, response) return 1\n")
 own_judge("a judge that is a number", "my_judges.py:best is neither a function nor a `Judge`; found 7", "my_judges.py:best", "best = 7\n")
-own_judge("a judge that fails for a response", "wrong, given response 0 to instruction … fails with ZeroDivisionError … Correct the function, or let it give None", "my_judges.py:wrong", "def wrong(instruction, response): return 1 / 0\n")
+own_judge("a judge that fails for a response", "wrong, given response 0 to instruction … fails with ZeroDivisionError … Let it give None where it cannot say, or correct it", "my_judges.py:wrong", "def wrong(instruction, response): return 1 / 0\n")
 own_judge("a judge that gives words", "wrong, given response 0 to instruction … gives 'good' … A score is a number", "my_judges.py:wrong", "def wrong(instruction, response): return 'good'\n")
 own_judge("a judge that gives NaN", "score … by wrong is nan … a finite number, or None", "my_judges.py:wrong", "def wrong(instruction, response): return float('nan')\n")
 
@@ -715,6 +715,7 @@ def theirs(given, says, name, content, do, **how):
 
 train_here = lambda: dpo_train(["--recipe", "tiny", "--dataset", "pairs.jsonl", "--output_dir", "."])
 theirs("a file of one's own called training.jsonl", "has 'training.jsonl', but no training.json: something else made it, and it would be replaced … Use another folder", "training.jsonl", lines(pair()), train_here, error=SystemExit)
+theirs("a file of one's own called reference.jsonl", "reference.jsonl is no journal of a training: something else made it, and it would be replaced. Use another folder", "reference.jsonl", lines(pair()), train_here, error=SystemExit)
 theirs("a picture of one's own called curves.png", "has 'curves.png', but no training.json … Use another folder", "curves.png", b"PNG", train_here, error=SystemExit)
 theirs("a file of one's own called training.json", "training.json is damaged, or something else wrote it. Use another folder", "training.json", '{"mine": 1}', train_here, error=SystemExit)
 

@@ -1,13 +1,15 @@
 "A new judge or a new recipe is one new file: nothing else has to know of it."
-import importlib, math, sys
+import importlib, math
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import dpo_nb
 from conftest import ROOT, SCRIPTS, call, flags
-from dpo_nb import Judge, load_judge, read_journal, recipes, run_recipe, Ranking
+from dpo_nb import Judge, Ranking, Response, TinyWorld, compare, load_judge, measures, read_journal, recipes, run_recipe
+from dpo_nb.judging import check_ranking
 from dpo_nb.api import MODULES
 from test_project import NUMBER
 
@@ -47,7 +49,7 @@ def test_a_judge_in_a_fresh_file_goes_through_everything(tmp_path):
 def test_a_judge_that_asks_the_model_is_handed_the_one_in_memory(tmp_path):
     judge = f"{ROOT}/tests/judges.py:Likely"
     result = run_recipe(replace(recipes["tiny"], judge=judge, evaluator=judge, **SMALL), tmp_path/"run", lambda line: None)
-    loaded = sys.modules[judge.rpartition(":")[0]].Likely.loaded
+    loaded = dpo_nb.judges.load_object(judge).loaded
     assert result.comparison.judge == "likely" and not result.comparison.table.outcome.eq("not judged").any()
     assert loaded[-1].name == "tiny" # The model of the run, and not its name
 
@@ -57,6 +59,84 @@ def test_a_plan_asks_the_judge_what_it_costs(tmp_path):
     known, own = (dpo_nb.preflight(replace(recipes["tiny"], judge=judge, evaluator="oracle"), machine).table for judge in ("tiny", f"{tmp_path}/my_judges.py:answers_and_ends"))
     assert known.hours["ranking"] > 0 and known.weights["ranking"] > own.weights["ranking"] > 0
     assert math.isnan(own.hours["ranking"]) and own.hours["evaluation"] == known.hours["evaluation"] and own.fits.all() # It cannot say how long it takes
+
+# Whatever a judge does with what it is given: a score belongs to the response in its place
+
+class Longest(Judge):
+    name = "longest"
+    def of(self, responses): return [float(len(r.text)) for r in responses]
+    def score(self, groups):
+        for i, responses in groups: yield self.of(responses), dict(points=[dict(length=len(r.text)) for r in responses])
+
+class Tuples(Longest):
+    def score(self, groups):
+        for scores, detail in super().score(groups): yield tuple(scores), dict(points=tuple(detail["points"]))
+
+class Arrays(Longest):
+    def score(self, groups):
+        for scores, detail in super().score(groups): yield np.array(scores, dtype="float32"), detail | dict(rows=np.eye(2))
+
+class Reuses(Longest):
+    batch_size, kept = 4, []
+    def score(self, groups):
+        for scores, detail in super().score(groups): self.kept[:] = scores; yield self.kept, detail
+
+class Changes(Longest):
+    def of(self, responses): return [len(r.text) for r in responses]
+    def score(self, groups):
+        for i, responses in groups:
+            i.messages[-1]["content"] = "Something else?"
+            yield from super().score([(i, responses)])
+
+@pytest.mark.parametrize("kind", [Tuples, Arrays, Reuses, Changes])
+def test_a_comparison_is_right_whatever_a_judge_gives(kind, tmp_path):
+    asked = TinyWorld().instructions("test")[:12]
+    answers = {name: [Response(i.id, 0, "word " * (1 + (7 * k + step) % 5), 9, True, name) for k, i in enumerate(asked)] for name, step in (("base", 0), ("tuned", 2))}
+    outcome = [("loss", "tie", "win")[1 + (len(t.text) > len(b.text)) - (len(t.text) < len(b.text))] for b, t in zip(*answers.values())]
+    for out in (None, tmp_path/"r.jsonl", tmp_path/"r.jsonl"): # Judged, judged and kept, and read
+        c = compare(asked, answers, kind(), [], out)
+        assert list(c.table.outcome) == outcome and {"win", "loss"} <= {*outcome}
+        m = measures(c)
+        assert m.loc["length", "difference"] == m.loc["score", "difference"] == (c.table["tuned score"] - c.table["base score"]).mean()
+        assert all(check_ranking(r, [b.text, t.text]) for r, b, t in zip(c.rankings, *answers.values()))
+    assert [i.text for i in asked] == [i.text for i in TinyWorld().instructions("test")[:12]]
+
+class Sorts(Longest):
+    def score(self, groups): groups.sort(key=str); yield from super().score(groups)
+
+def test_a_judge_that_rearranges_what_it_is_given_is_refused():
+    asked = TinyWorld().instructions("test")[:2]
+    with pytest.raises(ValueError, match="the judge longest fails with AttributeError"): Sorts().rank(asked, [Response(i.id, k, "a" * k, 1, True) for i in asked for k in range(2)])
+
+EDITS = {("len(r.text)", "-len(r.text)"): "by_partial by_closure by_helper ByClass", ("SIGN = 1", "SIGN = -1"): "by_partial by_helper", ("return w *", "return -w *"): "by_partial by_helper",
+         ("partial(weighed, 1)", "partial(weighed, -1)"): "by_partial", ("times(1)", "times(-1)"): "by_closure"}
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_old_and_new_scores_are_not_mixed(edit, tmp_path):
+    code = """
+from functools import partial
+from dpo_nb import Judge
+SIGN = 1
+def weighed(w, i, r): return w * SIGN * len(r.text)
+def times(w): return lambda i, r: w * len(r.text)
+by_partial = partial(weighed, 1)
+by_closure = times(1)
+def by_helper(i, r): return weighed(1, i, r)
+class ByClass(Judge):
+    name = "own"
+    def score(self, groups):
+        for i, rs in groups: yield [float(len(r.text)) for r in rs], {}
+"""
+    names = EDITS[edit].split()
+    asked = TinyWorld().instructions("test")[:2]
+    given = [Response(i.id, k, "a" * k, 1, True) for i in asked for k in (1, 2)]
+    def rank(name): return load_judge(f"{tmp_path}/j.py:{name}").rank(asked, given, tmp_path/f"{name}.jsonl")
+    (tmp_path/"j.py").write_text(code)
+    first = {name: rank(name) for name in names}
+    assert all(rank(name) == first[name] for name in names)
+    (tmp_path/"j.py").write_text(code.replace(*edit) + "\ndef another(i, r): return 1\n")
+    for name in names:
+        with pytest.raises(ValueError, match="other code"): rank(name)
 
 def test_what_a_judge_may_be(tmp_path):
     (tmp_path/"j.py").write_text("from dpo_nb import FunctionJudge\nfrom helper import value\nready = FunctionJudge(lambda i, r: value, 'ready')\n")
