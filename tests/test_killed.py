@@ -139,7 +139,7 @@ def test_torn_parts_of_a_data_set_are_made_again(tmp_path, unbroken):
 
 IN_DEL = """
 import sys, time
-from dpo_nb.cli import one_line
+from dpo_nb.terminal import one_line
 class Slow:
     def __del__(self):
         print("here", flush=True)
