@@ -9,6 +9,7 @@ import pytest
 from filelock import FileLock
 
 os.environ |= dict(HF_HUB_OFFLINE="1", TQDM_DISABLE="1") # No test needs the hub, nor anybody to look at bars
+signal.signal(signal.SIGINT, signal.default_int_handler) # A shell's background jobs do not hear Ctrl-C, and neither would what they start
 from dpo_nb import cli # A light import: the libraries come with the first script
 
 ROOT = Path(__file__).parents[1]
@@ -39,9 +40,8 @@ def flags(script, run):
     return [str(a) for a in ("--recipe", "tiny", *there, *own)]
 
 def start(script, *args, **how):
-    "A script in a process group of its own that hears Ctrl-C (a shell's background jobs do not, and their children neither)."
-    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen([Path(sys.executable).parent/script, *map(str, args)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=listen, **how)
+    "A script in a process group of its own."
+    return subprocess.Popen([Path(sys.executable).parent/script, *map(str, args)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, **how)
 
 def signal_when(process, reached, number, seconds=300):
     "Send a process a signal the moment that something is reached."

@@ -153,8 +153,7 @@ with one_line("a script"):
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_inside_del_is_not_lost(number, code):
-    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen([sys.executable, "-c", IN_DEL], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
+    process = subprocess.Popen([sys.executable, "-c", IN_DEL], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "here\n"
     process.send_signal(number)
     out, err = process.communicate(timeout=50)
