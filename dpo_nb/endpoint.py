@@ -302,16 +302,6 @@ def withheld_message(self:Asked)->str: # How many, and the latest
     text = self.questions[last.key][0][-1]["content"]
     return f"The server withholds {plural(len(self.withheld), self.what)}, the latest to instruction {last.instruction_id} ({text[:60]!r}): {last.reason}."
 
-@patch
-def leave_out(self:Asked,
-    answer:Withheld, # Which there is not
-):
-    "Write down what is missing, and stop if that is so much that it cannot be meant."
-    self.withheld[answer.key] = answer
-    if self.journal: self.apart = self.apart or Journal(self.file, Withheld, self.settings, shared=False)
-    if self.apart: self.apart.append([answer])
-    self.check()
-
 # %% ../nbs/14_endpoint.ipynb #1f1c8e17
 @patch
 def keep(self:Asked,
@@ -319,7 +309,7 @@ def keep(self:Asked,
     answer:Answer|str, # What was written, or the reason why nothing was
 ):
     "Write an answer down."
-    if isinstance(answer, str): return self.leave_out(Withheld(*key, answer))
+    if isinstance(answer, str): self.withheld[key] = Withheld(*key, answer); return self.check()
     record = self.make(key, answer)
     if self.journal: self.journal.append([record])
     self.there[key] = record
@@ -343,6 +333,8 @@ def run(self:Asked)->list: # The records that are there, in the order of the que
             if self.todo: self.endpoint.check(); self.endpoint.ask_each(requests, keep, **self.sampling)
             self.check(over=True)
         except ValueError as e: raise ValueError(f"{e}{self._state()}") from None
+    if self.withheld and self.journal and not self.apart: self.apart = Journal(self.file, Withheld, self.settings, shared=False)
+    if self.apart: self.apart.append([w for k, w in self.withheld.items() if k not in self.apart.rows])
     for journal in (self.apart, self.journal):
         if journal: journal.finish()
     if self.journal: self.there = self.journal.rows

@@ -209,7 +209,7 @@ def plot_comparison(
     counts = [(c.table.outcome == o).sum() for o in ("win", "tie", "loss", "not judged")]
     bars = left.bar([f"{tuned}\nbetter", "tie", f"{base}\nbetter", "not\njudged"], counts, color=["tab:green", "silver", "tab:red", "whitesmoke"])
     left.bar_label(bars); left.margins(y=.12); left.spines[["top", "right"]].set_visible(False)
-    left.set(title=f"{len(c.table)} unseen instructions, judged by {c.judge}", ylabel="instructions")
+    left.set(title=f"{len(c.table)} unseen instructions, judged\nby {c.judge}", ylabel="instructions")
     right.errorbar(m.difference, range(len(m)), xerr=[m.difference - m.low, m.high - m.difference], fmt="o", capsize=3, color="tab:blue")
     right.axvline(0, color="grey", lw=1); right.spines[["top", "right"]].set_visible(False)
     right.set(title=f"{tuned} − {base}, with 95% intervals", yticks=range(len(m)), yticklabels=[change(m.loc[[k]]) for k in m.index])

@@ -114,7 +114,7 @@ def saving(
             raise (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else OSError(errno.EIO, str(e).splitlines()[0])) from None
 
 # %% ../nbs/01_journal.ipynb #0cd77a46
-HASHES = dict(weights="weights", files="configuration, tokenizer or template", template="template", code="code", asks="model to ask") # Settings whose values tell nobody anything
+HASHES = dict(weights="weights", files="configuration, tokenizer or template", template="template", code="code of the judge", asks="model to ask") # Settings whose values tell nobody anything
 
 def differences(
     old:dict, # The settings that something was made with

@@ -36,7 +36,7 @@ def run_file(
     return module
 
 def load_object(
-    text:str, # A file and a name in it, as in "my_judges.py:short_and_polite"
+    text:str, # A file and a name in it, as in "my_judges.py:short_and_finished"
 ):
     "What a Python file calls by a name. The file is run."
     path, _, name = text.rpartition(":")

@@ -214,7 +214,7 @@ def one(self:FunctionJudge,
     "The score of one response."
     where = f"{self.name}, given {called(response.key)} ({shown(instruction.text)})"
     try: score = self.function(instruction, response)
-    except (Exception, SystemExit) as e: raise ValueError(f"{where}, fails with {type(e).__name__}: {e}. Let it give None where it cannot say, or correct it: then it is another judge, and the file with its rankings has to be renamed.") from e
+    except (Exception, SystemExit) as e: raise ValueError(f"{where}, fails with {type(e).__name__}: {e}. Let it give None where it cannot say, or correct it.") from e
     if score is None: return None
     if not isinstance(score, Real): raise ValueError(f"{where}, gives {shown(score)}. A score is a number, higher = better, or None.")
     return float(score)

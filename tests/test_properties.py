@@ -129,11 +129,15 @@ def test_damage_in_the_middle_is_named_and_left_alone(rows, data):
 @given(details, details)
 def test_other_settings_are_refused_and_named(old, new):
     with folder() as here:
-        Journal(Path(here)/"a.jsonl", Response, old)
+        file, row = Path(here)/"a.jsonl", Response("a"*16, 0, "Yes.", 2, True)
+        Journal(file, Response, old)
+        Journal(file, Response, new).append([row]) # One without rows is begun anew
+        assert Journal(file, Response, new).settings == new
         differ = sorted(k for k in {*old, *new} if (k in old) != (k in new) or old[k] != new[k])
-        if not differ: assert Journal(Path(here)/"a.jsonl", Response, new).settings == old; return
-        with pytest.raises(ValueError, match="was made with other settings") as e: Journal(Path(here)/"a.jsonl", Response, new)
+        if not differ: return
+        with pytest.raises(ValueError, match="was made with other settings") as e: Journal(file, Response, old)
         assert all(f"{k}: " in str(e.value) for k in differ[:5])
+        assert Journal(file, Response, new).rows == {row.key: row}
 
 # Which pairs a ranking gives
 
