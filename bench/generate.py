@@ -1,7 +1,7 @@
 """How fast several responses to each instruction are sampled, against two common ways and against the ideal.
 
 Three ways to sample 5 responses to each instruction, on the same random model, prompts and lengths, in CPU seconds of this process:
-one call of `model.generate` a response, `model.generate` in batches in data order, and `dpo_nb.generate.sample` in blocks as `generate` plans them.
+one call of `model.generate` a response, `model.generate` in batches in data order, and `dpo_nb.generation.sample` in blocks as `generate` plans them.
 Response lengths are skewed as real ones are (lognormal), and most of the gain over plain batches comes from that: in them every row waits for the
 longest. The model is random, so a row is made to end at its drawn length.
 
