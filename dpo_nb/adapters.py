@@ -36,8 +36,8 @@ def linear_layers(
 # %% ../nbs/41_adapters.ipynb #0b0c4fbf
 def lora_config(
     model, # What the adapter is for
-    r:int=16, # Rank
-    alpha:int=32, # The adapter's output is scaled by alpha / r
+    lora_r:int=16, # Rank
+    lora_alpha:int=32, # The adapter's output is scaled by lora_alpha / lora_r
     targets:str|list[str]="all-linear", # Last parts of layer names
 ):
     "A LoRA configuration whose every target exists."
@@ -49,7 +49,7 @@ def lora_config(
     if missing or not wanted:
         raise ValueError(f"{type(model).__name__} has no linear layer called {', '.join(missing) or 'anything'}. It has: {', '.join(there) or 'none'}. Give some of these as `targets`, or 'all-linear' for all.")
     turned = any(type(m).__name__ == "Conv1D" for m in layers.values()) # GPT-2 keeps its weights transposed
-    return LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0., target_modules=wanted, fan_in_fan_out=turned, task_type="CAUSAL_LM")
+    return LoraConfig(r=lora_r, lora_alpha=lora_alpha, lora_dropout=0., target_modules=wanted, fan_in_fan_out=turned, task_type="CAUSAL_LM")
 
 # %% ../nbs/41_adapters.ipynb #26ddfb96
 def twin(
@@ -358,7 +358,7 @@ def merge_report(
 ): # `pandas.DataFrame`, one row an instruction: `instruction`, `tuned`, `merged` (the answers), `same`, `difference` (largest of a token's log-probability)
     "What merging has changed."
     import pandas as pd
-    answers = [generate(m, instructions, n=1, temperature=0., max_new_tokens=max_new_tokens) for m in (tuned, merged)]
+    answers = [generate(m, instructions, responses_per_instruction=1, temperature=0., max_new_tokens=max_new_tokens) for m in (tuned, merged)]
     rows = []
     encoded = [tuned.encode(i.messages, a.text, a.finished) for i, a in zip(instructions, answers[0])]
     before, after = [row_logps(m.model, [e.prompt + e.completion for e in encoded], [len(e.prompt) for e in encoded]) for m in (tuned, merged)]

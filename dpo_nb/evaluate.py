@@ -28,10 +28,10 @@ def complete(
     top_p:float=1., # Nucleus
     max_new_tokens:int=256, # Where a completion is cut
     seed:int=42, # Of the sampling
-    batch_size:int=16, # Instructions answered at a time
+    generation_batch:int=16, # Instructions answered at a time
 )->list[Response]: # One an instruction, in their order
     "Answer each instruction once."
-    return generate(lm, instructions, n=1, out=out, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
+    return generate(lm, instructions, responses_per_instruction=1, out=out, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed, generation_batch=generation_batch)
 
 # %% ../nbs/50_evaluate.ipynb #584326ca
 def side_by_side(

@@ -249,16 +249,16 @@ def sample(
 
 # %% ../nbs/16_generation.ipynb #59fc59e7
 def check_sampling(
-    n:int, # These are as in `generate`
+    responses_per_instruction:int, # These are as in `generate`
     temperature:float,
     top_p:float,
     top_k:int,
     max_new_tokens:int,
-    batch_size:int,
+    generation_batch:int,
     seed:int=42,
 ):
     "Refuse settings that cannot be meant."
-    for name, value in dict(n=n, max_new_tokens=max_new_tokens, batch_size=batch_size).items():
+    for name, value in dict(responses_per_instruction=responses_per_instruction, max_new_tokens=max_new_tokens, generation_batch=generation_batch).items():
         if not isinstance(value, Integral) or value < 1: raise ValueError(f"{name} must be a whole number of at least 1; found {value!r}")
     if not isinstance(temperature, Real) or not 0 <= temperature < float("inf"): raise ValueError(f"temperature must be a number, 0 (always the most probable token) or more; found {temperature!r}")
     if not isinstance(top_p, Real) or not 0 < top_p <= 1: raise ValueError(f"top_p must be a number above 0 and at most 1 (1 keeps all tokens); found {top_p!r}")
@@ -273,7 +273,7 @@ def check_instructions(
     if odd or isinstance(instructions, Instruction): raise ValueError(f"instructions must be a list of `Instruction`s; found {shown(odd[0] if odd else instructions)}. `load_instructions` makes them from texts: load_instructions([\"…\"], n=None); a single one is given in a list, [instruction].")
     if not instructions: raise ValueError("there is no instruction to respond to: the list is empty. Draw some with `load_instructions`.")
     (most, times), = Counter((i.id, i.text[:60]) for i in instructions).most_common(1)
-    if times > 1: raise ValueError(f"instruction {most[0]} ({most[1]!r}) is in the list {times} times. Remove the repetitions; `n` asks for more responses.")
+    if times > 1: raise ValueError(f"instruction {most[0]} ({most[1]!r}) is in the list {times} times. Remove the repetitions; responses_per_instruction asks for more responses.")
 
 # %% ../nbs/16_generation.ipynb #02e6ad6f
 def prompt_of(
@@ -377,32 +377,32 @@ def asked_of(
     sampling |= {"top_k": top_k} if top_k else {}
     questions = {(i.id, k): (i.messages, request_seed(seed, i.id, k)) for i in instructions for k in range(n)}
     make = lambda key, answer: Response(*key, *answer, endpoint.name, sampling, seed)
-    settings = dict(n=n, seed=seed, instructions=f"{len(instructions)}, digest {digest(sorted(i.id for i in instructions))}")
+    settings = dict(responses_per_instruction=n, seed=seed, instructions=f"{len(instructions)}, digest {digest(sorted(i.id for i in instructions))}")
     return Asked(endpoint, questions, Response, make, settings, sampling, out)
 
 # %% ../nbs/16_generation.ipynb #145bc4c2
 def generate(
     lm:LM|Endpoint, # The model that writes, here or behind a server
     instructions:list[Instruction], # What is asked; all different
-    n:int=5, # Responses an instruction
+    responses_per_instruction:int=5, # Responses an instruction
     out:str|Path|None=None, # Journal to keep and continue; nothing is kept if `None`
     temperature:float=.8, # 0 = always the most probable token
     top_p:float=1., # Nucleus; 1 = all tokens
     top_k:int=0, # Only the k most probable tokens; 0 = all
     max_new_tokens:int=256, # Where a response is cut
     seed:int=42, # Of the run
-    batch_size:int=8, # Instructions that are answered at a time, so `batch_size * n` rows; a server does as it likes
+    generation_batch:int=8, # Instructions that are answered at a time, each several times; a server does as it likes
 )->list[Response]: # In the order of the instructions, then by index
     "Write n responses to each instruction, going on where an earlier run stopped."
-    check_sampling(n, temperature, top_p, top_k, max_new_tokens, batch_size, seed)
-    n, top_k, max_new_tokens, batch_size, seed = map(int, (n, top_k, max_new_tokens, batch_size, seed)) # A NumPy number cannot be kept as JSON
+    check_sampling(responses_per_instruction, temperature, top_p, top_k, max_new_tokens, generation_batch, seed)
+    n, top_k, max_new_tokens, batch_size, seed = map(int, (responses_per_instruction, top_k, max_new_tokens, generation_batch, seed)) # A NumPy number cannot be kept as JSON
     if isinstance(lm, Endpoint): return asked_of(lm, instructions, n, out, seed, temperature=float(temperature), top_p=float(top_p), max_new_tokens=max_new_tokens, top_k=top_k).run()
     if not isinstance(lm, LM): raise ValueError(f"lm must be a model, as `load_lm` or `Endpoint` gives it; found {shown(lm)}. Load it: load_lm({shown(str(lm))}).")
     check_whole(lm)
     prompts, sampling = prompt_ids(lm, instructions, max_new_tokens), dict(temperature=float(temperature), top_k=top_k, top_p=float(top_p))
     ends, size = {"stop_text": lm.stop_text} if lm.stop_text else {}, block_size(len(prompts), batch_size) if refills(lm.model) else batch_size
     blocks = plan(instructions, prompts, size)
-    journal = out and Journal(out, Response, dict(lm.settings, **sampling, **ends, n=n, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size, block=size,
+    journal = out and Journal(out, Response, dict(lm.settings, **sampling, **ends, responses_per_instruction=n, max_new_tokens=max_new_tokens, seed=seed, generation_batch=batch_size, block=size,
                                                   instructions=f"{len(prompts)}, digest {digest(sorted(i.id for i in instructions))}"))
     done = dict(journal.rows) if journal else {}
     todo = [b for b in blocks if any((instructions[i].id, k) not in done for i in b for k in range(n))]

@@ -144,12 +144,12 @@ class Sketch(NamedTuple):
 class Alike:
     "Finds the near-duplicate of an instruction among others."
     def __init__(self,
-        near:float, # Jaccard similarity from which two instructions count as one, .1 to 1
+        near_duplicates:float, # Jaccard similarity from which two instructions count as one, .1 to 1
     ):
         from datasketch import MinHash, MinHashLSH
-        if not (isinstance(near, Real) and .1 <= near <= 1): raise ValueError(f"the similarity from which two instructions count as one (near) is a number from .1 to 1; found {near!r}. For equal texts only, give None.")
-        rows = max(r for r in range(1, 65) if (1 - near**r)**(128 // r) < 1e-4)
-        self.near, self.kept = near, []
+        if not (isinstance(near_duplicates, Real) and .1 <= near_duplicates <= 1): raise ValueError(f"near_duplicates, the similarity from which two instructions count as one, is a number from .1 to 1; found {near_duplicates!r}. For equal texts only, give None.")
+        rows = max(r for r in range(1, 65) if (1 - near_duplicates**r)**(128 // r) < 1e-4)
+        self.near_duplicates, self.kept = near_duplicates, []
         self.empty, self.index = MinHash(num_perm=128, seed=1, hashfunc=int), MinHashLSH(num_perm=128, params=(128 // rows, rows))
 
 # %% ../nbs/12_instructions.ipynb #3c996c0a
@@ -178,22 +178,22 @@ def alike_to(self:Alike,
 )->tuple[Sketch,float]|None: # The most similar one that was kept, and how similar; `None` = unlike all
     "The near-duplicate of an instruction."
     similarity, k = max(((jaccard(s.hashes, self.kept[k].hashes), -k) for k in self.index.query(s.minhash)), default=(0., 0))
-    if similarity >= self.near: return self.kept[-k], similarity
+    if similarity >= self.near_duplicates: return self.kept[-k], similarity
 
 # %% ../nbs/12_instructions.ipynb #7c6161e1
 class Sieve:
     "Lets a row through that asks something new that fits the model."
     def __init__(self,
         seen=(), # What must not come again: instructions, traces (`{id: hashes}`), or ids, which find equal texts only
-        near:float|None=None, # Jaccard similarity from which two count as one; `None` = equal texts only
+        near_duplicates:float|None=None, # Jaccard similarity from which two count as one; `None` = equal texts only
         lm=None, # Counts tokens by `encode`
-        max_tokens:int|None=None, # Longest prompt
+        max_prompt_tokens:int|None=None, # Longest prompt
     ):
-        if max_tokens is not None and (lm is None or not isinstance(max_tokens, Real) or max_tokens < 1):
-            raise ValueError(f"a limit in tokens (max_tokens) is a number of at least 1, and needs the model (lm) that counts them; found max_tokens={max_tokens!r}, lm={shown(lm)}")
+        if max_prompt_tokens is not None and (lm is None or not isinstance(max_prompt_tokens, Real) or max_prompt_tokens < 1):
+            raise ValueError(f"max_prompt_tokens is a number of at least 1, and needs the model (lm) that counts them; found max_prompt_tokens={max_prompt_tokens!r}, lm={shown(lm)}")
         seen = seen if isinstance(seen, dict) else list(seen)
-        self.seen, self.lm, self.max_tokens = traces(seen), lm, max_tokens
-        self.known, self.passed, self.alike = set(self.seen), [], None if near is None else Alike(near)
+        self.seen, self.lm, self.max_prompt_tokens = traces(seen), lm, max_prompt_tokens
+        self.known, self.passed, self.alike = set(self.seen), [], None if near_duplicates is None else Alike(near_duplicates)
         texts = {} if isinstance(seen, dict) else {i.id: i.text for i in seen if isinstance(i, Instruction)}
         for i, hashes in tqdm(self.seen.items() if self.alike else (), desc="reading what was seen", unit="row", delay=2, leave=False):
             if hashes: self.alike.keep(self.alike.sketch(i, hashes, texts.get(i, "")))
@@ -216,7 +216,7 @@ def why_not(self:Sieve,
     self.known.add(i.id)
     try: tokens = len(self.lm.encode(i.messages).prompt) if self.lm is not None else 0
     except ValueError as e: return "refused", str(e)
-    if self.max_tokens and tokens > self.max_tokens: return "too long", f"{tokens:,} tokens, at most {self.max_tokens:,} fit"
+    if self.max_prompt_tokens and tokens > self.max_prompt_tokens: return "too long", f"{tokens:,} tokens, at most {self.max_prompt_tokens:,} fit"
     if self.alike is None: return None
     sketch = self.alike.sketch(i.id, shingle_hashes(i.messages), i.text)
     found = self.alike.alike_to(sketch)
@@ -267,7 +267,7 @@ def too_few(
     "What to say of a source that has too few, with the way out."
     reasons = {p[3]: p for p in reversed(passed)}
     why = [f"trained on: {trained:,}"] * bool(trained) + [f"passed over: {counted(passed)}"] * bool(passed)
-    less = [f"`{setting}`" for reason, setting in {"near-duplicate": "near", "too long": "max_tokens"}.items() if reason in reasons]
+    less = [setting for reason, setting in {"near-duplicate": "near_duplicates", "too long": "max_prompt_tokens"}.items() if reason in reasons]
     hints = ["In these rows the question is blank or missing." if "no question" in reasons else "", "Ask for fewer, or give a larger source." if found else "Give another source.", f"A higher {' or '.join(less)} passes over less." if less else ""]
     if "unreadable" in reasons: hints.append("The first that cannot be read is {1}: {4}.".format(*reasons["unreadable"]))
     return " ".join([f"{'all instructions' if n is None else plural(n, 'instruction')} {'was' if n == 1 else 'were'} asked for, but of {plural(rows, 'row')} {f'{found:,}' if found else 'none'} can be used{'; ' if why else ''}{', '.join(why)}.", *filter(None, hints)])
@@ -319,7 +319,7 @@ def choose(
     sieve:Sieve, # What may be used
 )->Drawn:
     "Draw instructions from one source or several."
-    if n is not None and not (isinstance(n, Integral) and n > 0): raise ValueError(f"the number of instructions (n) is a whole number of at least 1, or None for all; found {n!r}")
+    if n is not None and not (isinstance(n, Integral) and n > 0): raise ValueError(f"num_instructions is a whole number of at least 1, or None for all; found {n!r}")
     if isinstance(source, (list, tuple)) and not source: raise ValueError("the list of questions is empty. Give at least one.")
     if isinstance(source, dict) and not (source and n): raise ValueError("sources are mixed by weight, {source: weight}, with at least one source and a number of instructions to divide")
     parts, found = list(shares(source, n).items()) if isinstance(source, dict) else [(source, n)], []
@@ -333,26 +333,26 @@ def choose(
 # %% ../nbs/12_instructions.ipynb #8fc21717
 def load_instructions(
     source, # A file, a folder, "owner/name:split", "lima", "tiny", "tiny:dev", "tiny:test", a list of texts, of rows or of `Instruction`, or several by weight: `{source: weight}`
-    n:int|None=50, # How many; `None` = all
+    num_instructions:int|None=50, # How many; `None` = all
     seed:int=42, # Of the draw
-    near:float|None=None, # Jaccard similarity from which two count as one; `None` = equal texts only
+    near_duplicates:float|None=None, # Jaccard similarity from which two count as one; `None` = equal texts only
     lm=None, # The model that shall read them; it counts the tokens
-    max_tokens:int|None=None, # Longest prompt in tokens, the chat template included; `None` = any
+    max_prompt_tokens:int|None=None, # Longest prompt in tokens, the chat template included; `None` = any
 )->Drawn: # Distinct; `dropped` is the table of what was passed over
     "Draw instructions from a source."
-    return choose(source, n, seed, Sieve((), near, lm, max_tokens))
+    return choose(source, num_instructions, seed, Sieve((), near_duplicates, lm, max_prompt_tokens))
 
 # %% ../nbs/12_instructions.ipynb #2fc71662
 def unseen(
     source, # As in `load_instructions`
     seen, # What the model was trained on: instructions, their traces (`{id: hashes}`), or their ids, which find equal texts only
-    n:int|None=10, # How many; `None` = all
+    num_instructions:int|None=10, # How many; `None` = all
     seed:int=42, # Of the draw
-    near:float|None=None, # Jaccard similarity from which two count as one; `None` = equal texts only
+    near_duplicates:float|None=None, # Jaccard similarity from which two count as one; `None` = equal texts only
     lm=None, # The model that shall read them; it counts the tokens
-    max_tokens:int|None=None, # Longest prompt in tokens, the chat template included; `None` = any
+    max_prompt_tokens:int|None=None, # Longest prompt in tokens, the chat template included; `None` = any
 )->Drawn: # Distinct, none of them in `seen` or nearly so
     "Draw instructions that a model was not trained on."
-    sieve = Sieve(seen, near, lm, max_tokens)
-    try: return choose(source, n, seed, sieve)
+    sieve = Sieve(seen, near_duplicates, lm, max_prompt_tokens)
+    try: return choose(source, num_instructions, seed, sieve)
     except ValueError as e: raise ValueError(f"test instructions (other than the {len(sieve.seen)} of the training): {e}") from None

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 
 from .records import digest, Instruction, plural, Ranking, Response, shown
-from .journal import differences, naming, write_whole
+from .journal import differences, naming, renamed, write_whole
 from .judging import check_ranking, group_responses
 from .files import clean_messages, has_data, one_answer, open_dataset, read_file
 
@@ -178,13 +178,13 @@ def digest_of(
 def pair_settings(
     responses:list[Response], # These are as in `make_pairs`
     rankings:list[Ranking],
-    rule:str,
+    pairs:str,
     margin:float,
     allow_cut:bool,
 )->dict: # The same for the same pairs, in whatever order they were given
     "What defines a set of pairs."
     by_key = lambda rows: sorted(rows, key=lambda r: r.key)
-    return dict(rule=rule, margin=float(margin), allow_cut=allow_cut, judge=", ".join(sorted({r.judge for r in rankings})),
+    return dict(pairs=pairs, margin=float(margin), allow_cut=allow_cut, judge=", ".join(sorted({r.judge for r in rankings})),
                 responses=digest_of([r.instruction_id, r.index, r.text, r.finished] for r in by_key(responses)),
                 rankings=digest_of([r.instruction_id, str(r.scores)] for r in by_key(rankings)))
 
@@ -203,7 +203,7 @@ def make_pairs(
     instructions:list[Instruction], # What was asked
     responses:list[Response], # All responses
     rankings:list[Ranking], # At most one an instruction; of exactly these responses
-    rule:str="best_worst", # "best_worst", "best_rest" or "all"
+    pairs:str="best_worst", # Which pairs a ranking gives: "best_worst", "best_rest" or "all"
     margin:float=0., # A preference is a difference in score above this
     allow_cut:bool=False, # May a response that was cut at the limit be chosen?
 )->Pairs:
@@ -211,7 +211,7 @@ def make_pairs(
     import pandas as pd
     from datasets import Dataset
     from pyarrow import concat_tables
-    if rule not in RULES: raise ValueError(f"unknown rule {rule!r}: expected one of {', '.join(RULES)}")
+    if pairs not in RULES: raise ValueError(f"pairs is one of {', '.join(RULES)}; found {pairs!r}")
     if not isinstance(margin, Real) or not margin >= 0: raise ValueError(f"margin is {margin!r}: expected a number, 0 or more, in points of the judge's score")
     if not responses: raise ValueError("there are no responses to make pairs of. Make them with `generate` (dpo_generate) first.")
     ranked, parts = {}, []
@@ -223,12 +223,12 @@ def make_pairs(
     if stray: raise ValueError(f"rankings of instructions that are not in the list: {len(stray)} of {len(ranked)} (the first is of {min(stray)}). Give the instructions that were ranked.")
     groups = group_responses(instructions, responses)
     for k in range(0, len(groups), CHUNK):
-        parts.append(as_columns([pairs_of(i, rs, ranked.get(i.id), RULES[rule], margin, allow_cut) for i, rs in groups[k:k + CHUNK]]))
-    table, fates = concat_tables([pairs for pairs, _ in parts]), pd.concat([fates for _, fates in parts], ignore_index=True)
+        parts.append(as_columns([pairs_of(i, rs, ranked.get(i.id), RULES[pairs], margin, allow_cut) for i, rs in groups[k:k + CHUNK]]))
+    table, fates = concat_tables([t for t, _ in parts]), pd.concat([fates for _, fates in parts], ignore_index=True)
     if not len(table):
         told = ", ".join(f"{n} {word}" for word, n in fates.fate.value_counts().items())
         raise ValueError(f"no pairs. What became of {plural(len(fates), 'response')}: {told}. {REMEDIES[fates.fate.value_counts().index[0]]}")
-    settings = pair_settings(responses, rankings, rule, margin, allow_cut)
+    settings = pair_settings(responses, rankings, pairs, margin, allow_cut)
     return Pairs(Dataset(table, fingerprint=digest(settings)), fates, settings)
 
 # %% ../nbs/30_preferences.ipynb #1a177696
@@ -238,7 +238,7 @@ def read_settings(
     folder:Path, # With pairs in it
 )->dict: # As in `Pairs.settings`
     "What the pairs in a folder were made by."
-    try: return dict(json.loads((folder/"settings.json").read_text(encoding="utf-8")))
+    try: return renamed(dict(json.loads((folder/"settings.json").read_text(encoding="utf-8"))), {})
     except FileNotFoundError: raise ValueError(f"{folder} has pairs, but no settings.json: something else made them. Use another folder.") from None
     except (ValueError, TypeError): raise ValueError(f"{folder/'settings.json'} is damaged. Use another folder, or remove this one and make the pairs again.") from None
 

@@ -115,6 +115,7 @@ class Response:
     model:str = "" # The model that wrote it
     sampling:dict = field(default_factory=dict) # Temperature, top-p and the like
     seed:int|None = None # The seed of the run
+    withheld:str = "" # Why a server gave no text; empty = it gave one
 
     @property
     def key(self): return self.instruction_id, self.index

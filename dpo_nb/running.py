@@ -70,7 +70,7 @@ def draw_how(
     "How a recipe draws."
     room = lm and min(r.max_prompt_tokens or math.inf, (lm.context or math.inf) - r.max_new_tokens)
     if lm and room < 1: raise ValueError(f"max_new_tokens={r.max_new_tokens} leaves no room for a prompt: {lm.name} has room for {lm.context:,} tokens in all. Lower it.")
-    return dict(seed=r.seed, near=r.near_duplicates, lm=lm, max_tokens=room)
+    return dict(seed=r.seed, near_duplicates=r.near_duplicates, lm=lm, max_prompt_tokens=room)
 
 def draw_training(
     r:Recipe, # The settings
@@ -151,8 +151,8 @@ def generation_stage(
 )->list[Response]:
     "Instructions → responses."
     with alone(folder):
-        return generate(model_of(r, lm), train, n=r.responses_per_instruction, out=folder/"responses.jsonl", temperature=r.temperature, top_p=r.top_p,
-                        max_new_tokens=r.max_new_tokens, seed=r.seed, batch_size=r.generation_batch)
+        return generate(model_of(r, lm), train, responses_per_instruction=r.responses_per_instruction, out=folder/"responses.jsonl", temperature=r.temperature, top_p=r.top_p,
+                        max_new_tokens=r.max_new_tokens, seed=r.seed, generation_batch=r.generation_batch)
 
 def ranking_stage(
     r:Recipe, # The judge
@@ -175,7 +175,7 @@ def pair_stage(
 )->Pairs:
     "Rankings → pairs."
     with alone(folder):
-        pairs = make_pairs(train, responses, rankings, rule=r.pairs, margin=r.margin, allow_cut=r.allow_cut)
+        pairs = make_pairs(train, responses, rankings, pairs=r.pairs, margin=r.margin, allow_cut=r.allow_cut)
         if not process().number: save_pairs(pairs, folder/"pairs")
         meet()
         return pairs

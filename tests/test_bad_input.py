@@ -183,20 +183,20 @@ STAGES[QUESTIONS] = "`load_instructions`, `unseen`, and `dpo_generate --dataset`
 
 def file(given, name, content, says, **how):
     @case(QUESTIONS, given, says, **how)
-    def _(): write(name, content); return lambda: load_instructions(name, n=None)
+    def _(): write(name, content); return lambda: load_instructions(name, num_instructions=None)
 
 def is_read(given, name, content, says):
     @happens(QUESTIONS, given, says)
     def _():
         write(name, content)
         def told():
-            drawn = load_instructions(name, n=None)
+            drawn = load_instructions(name, num_instructions=None)
             return "; ".join([drawn.summary, *(f"{row}: {detail}" for _, row, _, _, detail in drawn.passed if detail)])
         return told
 
 def drawn(given, says, source, n=4, **how):
     @case(QUESTIONS, given, says)
-    def _(): write("questions.txt", "Why is the sky blue?\nWho was Ada Lovelace?\n"); return lambda: load_instructions(source() if callable(source) else source, n=n, **how)
+    def _(): write("questions.txt", "Why is the sky blue?\nWho was Ada Lovelace?\n"); return lambda: load_instructions(source() if callable(source) else source, num_instructions=n, **how)
 
 drawn("a file that is not there", "no file 'question.csv' … Check its name", "question.csv")
 drawn("the question itself in place of a file", "no file 'Why is the sky blue?' … a list of texts", "Why is the sky blue?")
@@ -284,16 +284,16 @@ drawn("a DataFrame in place of a list", "found a DataFrame … df['question'].to
 drawn("a data set that is loaded already", "found a Dataset … list(dataset)", lambda: data_set(dict(question="Why?")))
 
 @case(QUESTIONS, "a question of 1 MB", "questions.txt … 1 too long … A higher `max_tokens`")
-def _(): write("questions.txt", "Why? " * 200_000 + "\n"); return lambda: load_instructions("questions.txt", n=1, lm=lm(), max_tokens=448)
+def _(): write("questions.txt", "Why? " * 200_000 + "\n"); return lambda: load_instructions("questions.txt", num_instructions=1, lm=lm(), max_prompt_tokens=448)
 
 @case(QUESTIONS, "a split that a data set does not have", "data:dev … train … 'folder:split'")
 def _(): write("data/train.jsonl", lines(dict(question="Why?"))); return lambda: load_instructions("data:dev")
 
 @case(QUESTIONS, "test questions that were all trained on", "questions.txt … trained on: 2 … Give another source")
-def _(): write("questions.txt", "Why?\nWho?\n"); return lambda: unseen("questions.txt", load_instructions("questions.txt", n=None), n=2)
+def _(): write("questions.txt", "Why?\nWho?\n"); return lambda: unseen("questions.txt", load_instructions("questions.txt", num_instructions=None), num_instructions=2)
 
 @case(QUESTIONS, "texts where it says what was trained on", "(`seen`) must be a list of instructions, as `load_instructions` returns it … found 'Why?'")
-def _(): return lambda: unseen("tiny:test", ["Why?"], n=2)
+def _(): return lambda: unseen("tiny:test", ["Why?"], num_instructions=2)
 
 # The model
 
@@ -642,7 +642,7 @@ def _(): write("pairs/notes.md", "Why?"); return lambda: load_preferences("pairs
 def kept(): save_pairs(make_pairs(asked(), answers(), ranked()), "pairs")
 
 @case(PAIRS, "a folder that holds other pairs", "pairs holds other pairs (rule: 'best_worst' there, 'all' now) … rename that folder and make the pairs again")
-def _(): kept(); return lambda: save_pairs(make_pairs(asked(), answers(), ranked(), rule="all"), "pairs")
+def _(): kept(); return lambda: save_pairs(make_pairs(asked(), answers(), ranked(), pairs="all"), "pairs")
 
 @case(PAIRS, "a folder of pairs from which a file was removed", "pairs has no pairs.parquet … Make the pairs again (dpo_pairs)")
 def _(): kept(); Path("pairs/pairs.parquet").unlink(); return lambda: load_preferences("pairs")

@@ -137,7 +137,7 @@ def drop(self):
 
 def stall(self): time.sleep(2)
 
-def ask(url, out=None, asked=ASKED[:6], model="m", n=1, max_new_tokens=64, **how): return generate(Endpoint(url, model, **how), asked, n=n, out=out, max_new_tokens=max_new_tokens)
+def ask(url, out=None, asked=ASKED[:6], model="m", n=1, max_new_tokens=64, **how): return generate(Endpoint(url, model, **how), asked, responses_per_instruction=n, out=out, max_new_tokens=max_new_tokens)
 
 def refused(call, *parts):
     "The message of an error, which has all these parts."

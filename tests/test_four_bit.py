@@ -20,14 +20,14 @@ def one_thread(): torch.set_num_threads(1)
 
 def points(lm, instructions):
     "Mean points of one answer to each, out of 5."
-    answers = generate(lm, instructions, n=1, temperature=.7, max_new_tokens=48, batch_size=40)
+    answers = generate(lm, instructions, responses_per_instruction=1, temperature=.7, max_new_tokens=48, generation_batch=40)
     return sum(r.scores[0] for r in Oracle().rank(instructions, answers)) / len(instructions)
 
 def test_four_bits_from_the_first_answer_to_the_tuned_one(tmp_path):
     four, whole = (load_lm("tiny", device="cpu", quantization=q) for q in ("nf4", None))
     train, test = TinyWorld().instructions("train", 40), TinyWorld().instructions("test", 80)
-    answers = generate(four, train, n=5, temperature=.9, max_new_tokens=48)
-    pairs = make_pairs(train, answers, Oracle().rank(train, answers), rule="all").dataset
+    answers = generate(four, train, responses_per_instruction=5, temperature=.9, max_new_tokens=48)
+    pairs = make_pairs(train, answers, Oracle().rank(train, answers), pairs="all").dataset
     training = train_dpo(four, pairs, tmp_path, learning_rate=5e-3, num_epochs=2, batch_size=32, lr_scheduler_type="cosine", gradient_checkpointing=True)
     before, after = points(four, test), points(load_adapter(four, tmp_path/"adapter"), test)
     assert after > before + .3

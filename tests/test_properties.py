@@ -257,7 +257,7 @@ def test_a_dataset_does_not_depend_on_order_or_on_parts(groups, rule, margin, al
 
 @given(many.filter(lambda groups: any(judged for _, judged in groups)), rules)
 def test_pairs_come_back_from_their_files(groups, rule):
-    try: pairs = make_pairs(*dataset(groups), rule=rule)
+    try: pairs = make_pairs(*dataset(groups), pairs=rule)
     except ValueError: assume(False)
     with folder() as here, pytest.MonkeyPatch.context() as patch:
         patch.setattr(preferences, "CHUNK", 2)

@@ -82,7 +82,7 @@ def test_greedy_answers_are_those_of_transformers(lm):
     def theirs(prompt):
         ids = torch.tensor([prompt])
         return lm.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24)[0, len(prompt):].tolist()
-    answers = generate(lm, asked, n=1, temperature=0, max_new_tokens=24)
+    answers = generate(lm, asked, responses_per_instruction=1, temperature=0, max_new_tokens=24)
     assert [lm.encode(i.messages, r.text, r.finished).completion for i, r in zip(asked, answers)] == [theirs(lm.encode(i.messages).prompt) for i in asked]
     assert [(r.n_tokens, r.finished) for r in answers] == [(8, True), (24, False)]
 
@@ -97,7 +97,7 @@ def weights(model):
 def test_from_questions_to_a_comparison(lm, tmp_path):
     before, end = weights(lm.model), lm.tokenizer.convert_tokens_to_ids("<|im_end|>")
     asked = [*load_instructions(QUESTIONS, 5), Instruction.ask(CAPITAL)]
-    responses = generate(lm, asked, n=3, max_new_tokens=24)
+    responses = generate(lm, asked, responses_per_instruction=3, max_new_tokens=24)
     assert {r.finished for r in responses} == {True, False} and all(r.finished or r.n_tokens == 24 for r in responses)
     assert not [r.text for r in responses if "<|" in r.text]
     pairs = make_pairs(asked, responses, SHORT.rank(asked, responses), allow_cut=True).dataset
