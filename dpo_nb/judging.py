@@ -17,8 +17,8 @@ import msgspec
 from fastcore.basics import patch
 from tqdm import tqdm
 
-from .records import called, digest, fingerprint, Instruction, plural, Ranking, Response, shown
-from .journal import Journal, share
+from .records import abridged, describe_key, digest, fingerprint, Instruction, plural, Ranking, Response
+from .journal import Journal, own_part
 
 # %% ../nbs/02_judging.ipynb #18ea96aa
 class Cost(NamedTuple):
@@ -101,9 +101,9 @@ def group_responses(
     "Every instruction with its responses."
     groups = {i.id: (i, []) for i in instructions}
     for r in responses:
-        if r.instruction_id not in groups: raise ValueError(f"{called(r.key)} belongs to no instruction of this list. Were the responses made from other instructions?")
+        if r.instruction_id not in groups: raise ValueError(f"{describe_key(r.key)} belongs to no instruction of this list. Were the responses made from other instructions?")
         group = groups[r.instruction_id][1]
-        if any(r.index == other.index for other in group): raise ValueError(f"{called(r.key)} is there twice. Give the responses of one run at a time.")
+        if any(r.index == other.index for other in group): raise ValueError(f"{describe_key(r.key)} is there twice. Give the responses of one run at a time.")
         group.append(r)
     return [(i, sorted(rs, key=lambda r: r.index)) for i, rs in groups.values()]
 
@@ -130,11 +130,11 @@ def check_score(
 )->tuple[list,dict]: # Scores and detail, as they are read back from a journal
     "What a judge says of an instruction, in one form."
     try: scores, detail = made
-    except (TypeError, ValueError): raise ValueError(f"the judge {judge.name} must give scores and a detail, `(scores, {{}})`, for each instruction; found {shown(made)}.") from None
+    except (TypeError, ValueError): raise ValueError(f"the judge {judge.name} must give scores and a detail, `(scores, {{}})`, for each instruction; found {abridged(made)}.") from None
     try: detail = msgspec.json.decode(msgspec.json.encode(dict(detail), enc_hook=lambda value: value.tolist())) # Arrays become lists
-    except (TypeError, ValueError, AttributeError): raise ValueError(f"the detail of the judge {judge.name} must be a dict that JSON can hold; found {shown(detail)}.") from None
+    except (TypeError, ValueError, AttributeError): raise ValueError(f"the detail of the judge {judge.name} must be a dict that JSON can hold; found {abridged(detail)}.") from None
     for key in PER_RESPONSE:
-        if key in detail and (not isinstance(detail[key], list) or len(detail[key]) != count): raise ValueError(f"the judge {judge.name} must give {key!r} as a list with an entry for each of {plural(count, 'response')}; found {shown(detail[key])}.")
+        if key in detail and (not isinstance(detail[key], list) or len(detail[key]) != count): raise ValueError(f"the judge {judge.name} must give {key!r} as a list with an entry for each of {plural(count, 'response')}; found {abridged(detail[key])}.")
     return scores, detail
 
 # %% ../nbs/02_judging.ipynb #dc434997
@@ -173,7 +173,7 @@ def rank(self:Judge,
     out:str|Path|None=None, # Journal to keep and continue; nothing is kept if `None`
 )->list[Ranking]: # One an instruction that has responses, in the order of `instructions`
     "Rank the responses of each instruction, going on where an earlier run stopped."
-    if not (self.name and isinstance(self.name, str) and self.name.isprintable()): raise ValueError(f"the judge {type(self).__name__} has no `name` in plain text, by which its rankings are known; found {shown(self.name)}.")
+    if not (self.name and isinstance(self.name, str) and self.name.isprintable()): raise ValueError(f"the judge {type(self).__name__} has no `name` in plain text, by which its rankings are known; found {abridged(self.name)}.")
     groups = [(i, rs) for i, rs in group_responses(instructions, responses) if rs]
     journal = out and Journal(out, Ranking, self.identity())
     rows = journal.rows if journal else {}
@@ -181,7 +181,7 @@ def rank(self:Judge,
         if (i.id,) in rows: check_ranking(rows[i.id,], [r.text for r in rs])
     batches = [groups[k:k + self.batch_size] for k in range(0, len(groups), self.batch_size)]
     todo = [b for b in batches if any((i.id,) not in rows for i, _ in b)]
-    made = tqdm(scored(self, share(todo) if journal else todo, rows), desc=f"ranking by {self.name}", unit="instruction", total=len(groups), initial=len(rows), delay=2, leave=False)
+    made = tqdm(scored(self, own_part(todo) if journal else todo, rows), desc=f"ranking by {self.name}", unit="instruction", total=len(groups), initial=len(rows), delay=2, leave=False)
     if journal: journal.collect(made)
     else: rows = {r.key: r for r in made}
     if journal: journal.finish()
@@ -195,7 +195,7 @@ class FunctionJudge(Judge):
         function, # `(instruction, response) -> float | None`, higher = better, `None` = it cannot say
         name:str|None=None, # What it is called in rankings; `None` = the function's name
     ):
-        if not callable(function): raise ValueError(f"a judge is made of a function of an instruction and a response; found {shown(function)}")
+        if not callable(function): raise ValueError(f"a judge is made of a function of an instruction and a response; found {abridged(function)}")
         self.function = function
         self.name = name or getattr(function, "__name__", type(function).__name__)
         self.settings = dict(code=code_of(function))
@@ -212,9 +212,9 @@ def one(self:FunctionJudge,
     response:Response, # One response to it
 )->float|None:
     "The score of one response."
-    where = f"{self.name}, given {called(response.key)} ({shown(instruction.text)})"
+    where = f"{self.name}, given {describe_key(response.key)} ({abridged(instruction.text)})"
     try: score = self.function(instruction, response)
     except (Exception, SystemExit) as e: raise ValueError(f"{where}, fails with {type(e).__name__}: {e}. Let it give None where it cannot say, or correct it.") from e
     if score is None: return None
-    if not isinstance(score, Real): raise ValueError(f"{where}, gives {shown(score)}. A score is a number, higher = better, or None.")
+    if not isinstance(score, Real): raise ValueError(f"{where}, gives {abridged(score)}. A score is a number, higher = better, or None.")
     return float(score)
