@@ -532,7 +532,7 @@ judge("a PairRM config.json that is a list", "judge/config.json is not a JSON ob
 judge("a PairRM config.json of another kind of model", "judge/config.json says model_type 'bert' … Give one, or llm-blender/PairRM", config__json=config(model_type="bert"))
 judge("a PairRM config.json with other markers", "config.json has cand1_prefix_id 7 … judge/tokenizer.json … fetch both again", config__json=config(cand1_prefix_id=7))
 
-@case(JUDGE, "responses to other instructions", "response 0 to instruction d47f41e14b3c621c belongs to no instruction of this list … made from other instructions")
+@case(JUDGE, "responses to other instructions", "response 0 to instruction d47f41e14b3c621c belongs to no instruction here … Give that as well")
 def _(): return lambda: pairrm().rank(asked()[:2], answers())
 
 @case(JUDGE, "responses with the same number twice", "response 0 to instruction a2b85a941ded7c13 is there twice … Give the responses of one run")
@@ -553,7 +553,7 @@ own_judge("a function that the file of judges does not have", "my_judges.py has 
 own_judge("a file of judges with a mistake", "my_judges.py cannot be run (SyntaxError … Try it alone: python my_judges.py", "my_judges.py:short", "def short(instruction, response) return 1\n")
 own_judge("a judge that is a number", "my_judges.py:best is neither a function nor a `Judge`; found 7", "my_judges.py:best", "best = 7\n")
 own_judge("a judge that fails for a response", "wrong, given response 0 to instruction … fails with ZeroDivisionError … Let it give None where it cannot say, or correct it", "my_judges.py:wrong", "def wrong(instruction, response): return 1 / 0\n")
-own_judge("a judge that gives words", "wrong, given response 0 to instruction … gives 'good' … A score is a number", "my_judges.py:wrong", "def wrong(instruction, response): return 'good'\n")
+own_judge("a judge that gives words", "a score of instruction … by wrong is 'good' … a finite number, or None", "my_judges.py:wrong", "def wrong(instruction, response): return 'good'\n")
 own_judge("a judge that gives NaN", "score … by wrong is nan … a finite number, or None", "my_judges.py:wrong", "def wrong(instruction, response): return float('nan')\n")
 
 @case(JUDGE, "a recipe that is in no file", "dpo_demo: there is no recipe 'mine'. Known are tiny … 'my_recipes.py:name'", error=SystemExit)
@@ -578,7 +578,7 @@ def made(given, says, instructions=asked, responses=lambda: answers(), rankings=
     def _(): return lambda: make_pairs(instructions(), responses(), rankings(), **how)
 
 made("a ranking of other texts", "the ranking of instruction a2b85a941ded7c13 by oracle is of other texts … Rename the file with the old rankings", responses=lambda: [replace(r, text=r.text + "!") for r in answers()])
-made("a ranking of fewer responses", "the ranking of instruction a2b85a941ded7c13 … has 3 scores, not one for each of 4 responses … rank again", responses=lambda: [*answers(), replace(answers()[0], index=3)])
+made("a ranking of fewer responses", "the ranking of instruction a2b85a941ded7c13 … is of other texts than these 4 … rank again", responses=lambda: [*answers(), replace(answers()[0], index=3)])
 made("rankings of instructions that are not there", "rankings of instructions that are not in the list: 1 of 3 … d47f41e14b3c621c … Give the instructions that were ranked", lambda: asked()[:2], lambda: answers()[:6])
 made("rankings of two judges", "ranked more than once: by oracle and by me … Give the rankings of one judge", rankings=lambda: [*ranked(), replace(ranked()[0], judge="me")])
 made("a score that is NaN", "instruction a2b85a941ded7c13 … is nan … must be a finite number, or None", rankings=lambda: [Ranking(asked()[0].id, "me", [1., math.nan])])
@@ -611,8 +611,8 @@ def by_hand(given, scores, says):
 
 by_hand("a rankings.jsonl with scores as text", '["1", "2"]', "run/rankings.jsonl, line 2 … float | null, got str in scores[0] … Restore the line")
 by_hand("a rankings.jsonl with NaN", "[NaN, 1]", "run/rankings.jsonl, line 2 … malformed … Restore the line")
-by_hand("a rankings.jsonl with too few scores", "[1]", "the ranking of instruction a2b85a941ded7c13 by me has 1 score, not one for each of 2 responses … rank again")
-by_hand("a rankings.jsonl that does not say which texts were ranked", "[1, 2]", "the ranking of instruction a2b85a941ded7c13 by me does not say which texts were ranked … fingerprint(texts), or rank again")
+by_hand("a rankings.jsonl with too few scores", "[1]", "the ranking of instruction a2b85a941ded7c13 by me is of other texts than these 2 … rank again")
+by_hand("a rankings.jsonl that does not say which texts were ranked", "[1, 2]", "the ranking of instruction a2b85a941ded7c13 by me is of other texts than these … rank again")
 
 GOOD = dict(prompt="Why?", chosen="So.", rejected="No.")
 
