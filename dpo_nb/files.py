@@ -8,11 +8,11 @@ __all__ = ['TURNS', 'QUESTIONS', 'CONTEXTS', 'SYSTEMS', 'ANSWERS', 'COLUMNS', 'R
            'check_dataset', 'open_dataset', 'read_dataset', 'check_text', 'read_turn', 'read_turns', 'clean_messages',
            'one_answer', 'row_messages']
 
-# %% ../nbs/11_files.ipynb #8dcccbb9
+# %% ../nbs/11_files.ipynb #87901f6b
 import csv, io, json, re
 from pathlib import Path
 
-from .records import abridged
+from .records import abridged, plural
 from .hub import hub_says, hub_token, no_answer, way_on
 
 # %% ../nbs/11_files.ipynb #1e60927f
@@ -84,7 +84,7 @@ def _separator(first_line):
         if COLUMNS & {name.strip(' "\r\n') for name in first_line.split(sign)}: return sign
     return ","
 
-# %% ../nbs/11_files.ipynb #964e4342
+# %% ../nbs/11_files.ipynb #aa71e38b
 def read_csv(
     path:Path, # A table, its first line the names of the columns
 )->list[tuple[str,dict]]: # `("line 3", row)`
@@ -98,9 +98,8 @@ def read_csv(
             if not names:
                 names = [name.strip() for name in fields]
                 if len({*names}) < len(names): raise csv.Error(f"two of one name in {abridged(names)}")
-            elif fields:
-                if len(fields) != len(names): raise csv.Error(f"{len(fields)} fields for {len(names)} names")
-                rows.append((f"line {line}", dict(zip(names, fields))))
+            elif len(fields) == len(names): rows.append((f"line {line}", dict(zip(names, fields))))
+            elif fields: raise csv.Error(f"{plural(len(fields), 'field')} for {plural(len(names), 'name')}")
             line = reader.line_num + 1
     except csv.Error as e:
         raise ValueError(f"{path}, line {line}: {e}. The first line gives each column a name of its own, "
@@ -171,7 +170,7 @@ def check_dataset(
         raise ValueError(f"there is no file {name!r}. Check its name and folder, or give a folder, "
                          "a data set as 'owner/name:split', or a list of texts, ['Why?', …].")
 
-# %% ../nbs/11_files.ipynb #556760a0
+# %% ../nbs/11_files.ipynb #b085a884
 def open_dataset(
     source:str, # A folder, `owner/name` or `owner/name/config`, with `:split` if it is not "train"
 ): # `datasets.Dataset`
@@ -182,8 +181,9 @@ def open_dataset(
     check_dataset(name)
     try: return load_split(name, split or "train")
     except (ValueError, RuntimeError, OSError, DatasetsError) as e:
-        says = "" if Path(name).is_dir() else hub_says(e)
-        why = f"{no_answer(e)}. {way_on(f'datasets/{name}', says)}" if says else " ".join(str(e).split())
+        why = " ".join(str(e).split())
+        if isinstance(e, OSError) and not Path(name).is_dir(): # Of the hub
+            why = f"{no_answer(e)}. {way_on(f'datasets/{name}', hub_says(e))}"
         raise ValueError(f"{source} cannot be read as a data set: {why} "
                          "Name it 'owner/name:split', 'owner/name/config:split' or 'folder:split'.") from None
 
