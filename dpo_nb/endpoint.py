@@ -248,7 +248,7 @@ def take_in_withheld(
     journal.append([to_response(k, reason, make) for k, reason in reasons.items() if k not in journal.rows])
     old.unlink()
 
-# %% ../nbs/14_endpoint.ipynb #cf3ca5f9
+# %% ../nbs/14_endpoint.ipynb #6e64f002
 def _ask_missing(endpoint, questions, done, make, sampling, journal):
     todo = {k: q for k, q in questions.items() if k not in done}
     total = len(questions)
@@ -261,7 +261,8 @@ def _ask_missing(endpoint, questions, done, make, sampling, journal):
         bar.update()
     if todo:
         endpoint.check()
-        with tqdm(desc="asking", unit="response", total=total, initial=len(done), delay=2, leave=False) as bar:
+        how = dict(desc="asking", unit="response", delay=2, leave=False)
+        with tqdm(total=total, initial=len(done), **how) as bar:
             endpoint.ask_each(todo, keep, **sampling)
 
 # %% ../nbs/14_endpoint.ipynb #8631b109
