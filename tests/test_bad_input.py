@@ -352,7 +352,7 @@ def _(): return lambda: Endpoint("localhost:8000", "any")
 @case(MODEL, "a server's address with the key in it", "must hold no password … Give the key as OPENAI_API_KEY")
 def _(): return lambda: Endpoint("http://localhost:8000?key=secret", "any")
 
-@case(MODEL, "a server that is not there", "http://localhost:8000 … Is it running")
+@case(MODEL, "a server that is not there", "http://localhost:8000 … Check its address, and that it runs")
 def _(): return lambda: generate(Endpoint("http://127.0.0.1:9", "any", key="-"), asked(), **SHORT)
 
 class Page(BaseHTTPRequestHandler):
@@ -371,7 +371,7 @@ def served(page, do):
             finally: server.shutdown()
     return told
 
-@case(MODEL, "a server that serves something else", "http://localhost:8000 … does not list its models … OpenAI-compatible")
+@case(MODEL, "a server that serves something else", "http://localhost:8000 … no answer of an OpenAI-compatible server … Check its address")
 def _(): return served(Page, lambda url: generate(Endpoint(url, "any", key="-"), asked(), **SHORT))
 
 class Locked(Page):
