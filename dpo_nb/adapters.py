@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ADAPTER', 'BEGINNINGS', 'linear_layers', 'lora_config', 'twin', 'as_it_was', 'quiet', 'adapter_weights', 'four_bit',
            'save_adapter', 'read_base', 'trained_on', 'instruction_traces', 'adapter_folder', 'check_base', 'Tuned',
-           'put_on', 'load_adapter', 'check_shape', 'load_start', 'past', 'base_identity', 'is_merged', 'merge_adapter']
+           'attach_adapter', 'load_adapter', 'check_shape', 'load_start', 'past', 'base_identity', 'is_merged',
+           'merge_adapter']
 
 # %% ../nbs/41_adapters.ipynb #d8a842a0
 import copy, json, os, re, shutil, warnings
@@ -217,10 +218,10 @@ class Tuned(LM):
         self.base, self.adapter = base, adapter
         self.settings |= {k: base.settings[k] for k in ("files", "quantization") if k in base.settings}
 
-# %% ../nbs/41_adapters.ipynb #9a626292
+# %% ../nbs/41_adapters.ipynb #e095a8bb
 BEGINNINGS = True, False, None, "gaussian", "eva", "orthogonal" # Ways that leave the model as it is
 
-def put_on(
+def attach_adapter(
     model, # As from `twin`
     folder:Path, # With the adapter
 ): # `peft.PeftModel`
@@ -248,7 +249,7 @@ def put_on(
                          "Save it there with PEFT's `path_initial_model_for_weight_conversion`.")
     return tuned
 
-# %% ../nbs/41_adapters.ipynb #e49400fe
+# %% ../nbs/41_adapters.ipynb #3497bfea
 def load_adapter(
     lm:LM, # The model it was trained on; it is not changed
     path:str|Path, # A folder, or a name on the hub
@@ -260,7 +261,7 @@ def load_adapter(
     check_whole(lm)
     folder = adapter_folder(path)
     check_base(lm, folder)
-    return Tuned(put_on(twin(lm.model), folder), lm, folder, name or f"{lm.name}-dpo")
+    return Tuned(attach_adapter(twin(lm.model), folder), lm, folder, name or f"{lm.name}-dpo")
 
 # %% ../nbs/41_adapters.ipynb #8eb4a3c1
 def check_shape(
