@@ -320,7 +320,7 @@ class Checkpoint:
         budget = {k: getattr(self.tokenizer, k) for k in ("source_maxlength", "candidate_maxlength")}
         return files | dict(dtype=str(self.dtype)) | budget
 
-# %% ../nbs/19_pair_ranker.ipynb #c7857ed0
+# %% ../nbs/19_pair_ranker.ipynb #af161755
 @patch
 def file(self:Checkpoint,
     name:str, # What is looked for
@@ -328,6 +328,5 @@ def file(self:Checkpoint,
     "A file that the checkpoint must have."
     if found := find_file(self.path, name, self.revision):
         return found
-    raise ValueError(
-        f"{self.name} has no {name}, or the hub cannot be reached. Give llm-blender/PairRM or a folder like it, "
-        "without pickles.")
+    way_on = "Give llm-blender/PairRM or a folder like it, without pickles."
+    raise ValueError(f"{self.name} has no {name}, or the hub cannot be reached. {way_on}")

@@ -540,7 +540,7 @@ def _(): return lambda: pairrm().rank(asked(), [*answers(), answers()[0]])
 @case(JUDGE, "a recipe whose judge, the tiny world's oracle, knows nothing of the questions", "dpo_demo: the oracle knows the tiny world only … Give another judge", error=SystemExit)
 def _(): write("questions.txt", "Why?\nWho?\nWhere?\n"); return lambda: dpo_demo("--instructions questions.txt --num_instructions 2 --judge oracle --num_test_instructions 1 --near_duplicates none".split())
 
-@case(JUDGE, "a bicycle question for the ranker of the tiny world", "dpo_demo: the tiny world's ranker knows nothing of 'How do I … Give another judge", error=SystemExit)
+@case(JUDGE, "a bicycle question for the ranker of the tiny world", "dpo_demo: the tiny world's ranker knows nothing of 'Which oil is for a chain?', nor of the others … Give another judge", error=SystemExit)
 def _(): write("questions.txt", "How do I adjust the brakes of a bicycle?\nWhy do the brakes of my bicycle squeal?\nWhich oil is for a chain?\n"); return lambda: dpo_demo("--recipe tiny --instructions questions.txt --num_instructions 2 --num_test_instructions 1 --near_duplicates none".split())
 
 def own_judge(given, says, name, code="def short(instruction, response): return -len(response.text)\n", file="my_judges.py"):
@@ -850,7 +850,7 @@ def compared_before_and_edited():
 table_of_ones_own("`--output_file questions.csv`: the table of questions itself", "--output_file questions.csv is there already, and this script has not written it … Give another name")
 table_of_ones_own("`--output_file results.csv`, which was edited since it was written", "results.csv is there already, and was changed since it was written … rename the file and run this again: the answers are kept", compared_before_and_edited, ("--output_file", "results.csv"))
 evaluation("`--num_test_instructions 9999`: more than there are", "tiny:test … 9,999 instructions were asked for … 400 can be used … Ask for fewer", *MINE, "--num_test_instructions", "9999")
-evaluation("`--judge me/myself`, which is not there", "me/myself is no folder here … Check the name and the connection", *MINE, "--judge", "me/myself")
+evaluation("`--judge me/myself`, which is not there", "me/myself has no config.json, or the hub cannot be reached … Give llm-blender/PairRM", *MINE, "--judge", "me/myself")
 evaluation("`--test_instructions questions.txt`, all of them trained on", "questions.txt … trained on: 3 … Give another source", *MINE, "--test_instructions", "questions.txt", "--judge", "oracle")
 
 # Files of a run
