@@ -52,6 +52,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), repaired() as llm_blender:
         save_checkpoint(Path(folder), known, hidden, layers)
         judge, blender = PairRM(Path(folder)/"PairRM", device="cpu"), load_blender(llm_blender, Path(folder)/"PairRM", Path(folder)/"base")
+        parameters = sum(p.numel() for p in judge.checkpoint.model.parameters())
         words = {w for text in known for w in text.split()}
         sources, longest = texts(judge, words, lengths(count, 109, 1, rng), rng), texts(judge, words, lengths(count * N, 271, .6, rng), rng)
         candidates = [longest[k:k + N] for k in range(0, count * N, N)]
@@ -68,7 +69,7 @@ def main():
     tokens = [len(t.split()) for t in sources], [len(t.split()) for t in longest]
     assert max(tokens[1]) + 3 <= 412 + (1224 - max(tokens[0]) - 3) // 2, "llm-blender would cut a response"
     (at_default, slow), (alone, single), (own, seconds), *_ = found.values()
-    print(f"{sum(p.numel() for p in judge.checkpoint.model.parameters()):,} parameters, {count} instructions of {mean(tokens[0]):.0f} tokens (at most {max(tokens[0])}) × {N} responses of {mean(tokens[1]):.0f} "
+    print(f"{parameters:,} parameters, {count} instructions of {mean(tokens[0]):.0f} tokens (at most {max(tokens[0])}) × {N} responses of {mean(tokens[1]):.0f} "
           f"(at most {max(tokens[1])}), one thread\n\n{'':30}CPU s   instructions/min")
     for name, (_, s) in found.items(): print(f"{name:28}{s:7.1f}{60 * count / s:19.1f}")
     ranks = lambda scores: [Ranking("", "", s).ranks for s in scores]

@@ -23,7 +23,7 @@ from .records import abridged, sha256
 from .tiny import tiny_path
 from .hub import find_file
 
-# %% ../nbs/19_pair_ranker.ipynb #067b56d6
+# %% ../nbs/19_pair_ranker.ipynb #2dc4889b
 def deberta_v3(
     vocab_size:int, # Tokens, markers included
     hidden_size:int, # A multiple of 64, the width of a head
@@ -31,7 +31,7 @@ def deberta_v3(
     intermediate_size:int, # Of the feed-forward layers
     position_buckets:int=256, # Half the rows of the relative embeddings
 ): # transformers' `DebertaV2Config`
-    "The configuration of an encoder like microsoft/deberta-v3-large, with its constants."
+    "The configuration of an encoder like microsoft/deberta-v3-large."
     from transformers import DebertaV2Config
     return DebertaV2Config(
         vocab_size=vocab_size, hidden_size=hidden_size, num_hidden_layers=num_layers,
@@ -52,12 +52,12 @@ class PairRanker(nn.Module):
         self.head_layer = nn.Sequential(
             nn.Dropout(.05), nn.Linear(2*h, h), nn.Tanh(), nn.Dropout(.05), nn.Linear(h, 1))
 
-# %% ../nbs/19_pair_ranker.ipynb #0790fabf
+# %% ../nbs/19_pair_ranker.ipynb #6e3e6de7
 def attend(
-    attention, # transformers' `DisentangledSelfAttention`: the projections of one layer
+    attention, # transformers' `DisentangledSelfAttention`
     hidden:torch.Tensor, # `(rows, length, hidden)`: what is attended to
     asking:torch.Tensor, # `(rows, queries, hidden)`: who attends
-    distances:torch.Tensor, # `(rows or 1, 1, queries, length)`: bucket of the distance between each of both
+    distances:torch.Tensor, # `(rows or 1, 1, queries, length)`: bucket of each distance
     padding:torch.Tensor, # `(rows, 1, length, 1)`: true where there is no token
     relative:torch.Tensor, # `(2 * buckets, hidden)`: embeddings of the distances
 )->torch.Tensor: # `(rows, queries, hidden)`
@@ -110,7 +110,7 @@ def forward(self:PairRanker,
     value = lambda h: self.head_layer(torch.cat([source, h], -1))
     return (value(left) - value(right)).squeeze(-1)
 
-# %% ../nbs/19_pair_ranker.ipynb #fc9f77f4
+# %% ../nbs/19_pair_ranker.ipynb #2a5d5af7
 MARKERS = ["<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>"]
 
 def convert_spm(
@@ -119,9 +119,9 @@ def convert_spm(
     "DeBERTa's tokenizer from its SentencePiece model, with PairRM's markers."
     from tokenizers import AddedToken
     from transformers.convert_slow_tokenizer import DebertaV2Converter
-    special = ["[PAD]", "[CLS]", "[SEP]"]
     slow = SimpleNamespace(
-        vocab_file=str(file), split_by_punct=False, do_lower_case=False, convert_tokens_to_ids=special.index)
+        vocab_file=str(file), split_by_punct=False, do_lower_case=False,
+        convert_tokens_to_ids=["[PAD]", "[CLS]", "[SEP]"].index)
     tokenizer = DebertaV2Converter(slow).converted()
     tokenizer.add_special_tokens([AddedToken("[UNK]", special=True, normalized=True), "[MASK]"])
     tokenizer.add_tokens(MARKERS)
@@ -156,11 +156,11 @@ class PairTokenizer:
         self.id = {t: tokenizer.token_to_id(t) for t in ["[PAD]", "[CLS]", "[SEP]", *MARKERS]}
         self.dropped = {self.id[t] for t in ["[SEP]", *MARKERS]}
 
-# %% ../nbs/19_pair_ranker.ipynb #f0f6bd8e
+# %% ../nbs/19_pair_ranker.ipynb #d793e2b7
 @patch
 def body(self:PairTokenizer,
     text:str, # An instruction or a response
-    limit:int, # Tokens it may take, `[CLS]`, marker and `[SEP]` included
+    limit:int, # Its tokens at most, with `[CLS]`, marker and `[SEP]`
 )->tuple[list[int],bool]: # Its ids between marker and `[SEP]`, and whether it was cut
     "A text's own tokens, cut on the right."
     for token in ("[SEP]", *MARKERS):
@@ -168,12 +168,12 @@ def body(self:PairTokenizer,
     ids = [i for i in self.tokenizer.encode(text, add_special_tokens=False).ids if i not in self.dropped]
     return ids[:limit-3], len(ids) > limit-3
 
-# %% ../nbs/19_pair_ranker.ipynb #52b0f194
+# %% ../nbs/19_pair_ranker.ipynb #7e9c5ca7
 @patch
 def bodies(self:PairTokenizer,
     source:str, # The instruction
     candidates:list[str], # Its responses
-)->tuple[tuple[list[int],bool],list[tuple[list[int],bool]]]: # `body` of the source, and of each candidate
+)->tuple: # `body` of the source, and a list of those of the candidates
     "The instruction and its responses within the budget."
     ids, cut = self.body(source, self.source_maxlength)
     room = self.candidate_maxlength + (self.source_maxlength - len(ids) - 3) // 2
@@ -191,12 +191,12 @@ def row(self:PairTokenizer,
     ids = [i for marker, text in texts for i in (self.id["[CLS]"], self.id[marker], *text, self.id["[SEP]"])]
     return ids, [1, len(source) + 4, len(source) + len(left) + 7]
 
-# %% ../nbs/19_pair_ranker.ipynb #fa60ecb6
+# %% ../nbs/19_pair_ranker.ipynb #a08d3a29
 @patch
 def batch(self:PairTokenizer,
-    rows:list[tuple[list[int],list[int]]], # From `row`
+    rows:list[tuple], # From `row`
     device=None, # Where the tensors go
-)->tuple[torch.Tensor,torch.Tensor,torch.Tensor]: # `ids`, `lengths` and `markers` for `PairRanker`
+)->tuple[torch.Tensor,...]: # `ids`, `lengths` and `markers` for `PairRanker`
     "Rows of different lengths as one batch."
     lengths = [len(ids) for ids, _ in rows]
     padded = [ids + [self.id["[PAD]"]] * (max(lengths) - len(ids)) for ids, _ in rows]
@@ -214,11 +214,11 @@ def reading(
         found = abridged(e, 200)
         raise ValueError(f"{file} is damaged, or is no PairRM's: {found}. Fetch it again.") from None
 
-# %% ../nbs/19_pair_ranker.ipynb #e2e009f8
+# %% ../nbs/19_pair_ranker.ipynb #bdd7d5b8
 def read_config(
     folder:str|Path, # A checkpoint
 )->dict: # Its `config.json`
-    "The checkpoint's config.json, if it is PairRM's."
+    "The config.json, if it is PairRM's."
     file = Path(folder)/"config.json"
     with reading(file):
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -284,14 +284,14 @@ def read_pair_tokenizer(
                 raise ValueError(f"the id of {token} is {found}, and {expected} in config.json")
     return tokenizer
 
-# %% ../nbs/19_pair_ranker.ipynb #d479e385
+# %% ../nbs/19_pair_ranker.ipynb #163a7f90
 class Checkpoint:
     "A PairRM checkpoint, read piece by piece."
     def __init__(self,
-        name:str, # A folder, a name on the hub, or "tiny" for the one that comes with this package
+        name:str, # A folder, a name on the hub, or "tiny"
         revision:str|None=None, # Commit, tag or branch on the hub
-        device:str="cpu", # Where the network computes
-        dtype:torch.dtype=torch.float32, # … and in what
+        device:str="cpu", # Of the network
+        dtype:torch.dtype=torch.float32, # … and its precision
     ):
         self.name, self.revision, self.device, self.dtype = name, revision, device, dtype
         self.path = tiny_path("ranker") if name == "tiny" else name

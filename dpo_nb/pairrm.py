@@ -23,14 +23,14 @@ from .models import best_device, threads_for
 from .counting import held, pretending, Takes, Tally
 from .pair_ranker import Checkpoint, deberta_v3, encoder_config, PairRanker, read_config
 
-# %% ../nbs/20_pairrm.ipynb #55578d84
+# %% ../nbs/20_pairrm.ipynb #c00f3bfd
 def pair_scores(
     logits:torch.Tensor, # `(N, N)`; above 0 = the row's response is better than the column's
 )->torch.Tensor: # `(N,)`; higher = better
-    "The score of each response: the mean of `logits - logits.T` over all columns."
+    "The scores: the mean of `logits - logits.T` over all columns."
     return (logits - logits.T).mean(-1)
 
-# %% ../nbs/20_pairrm.ipynb #cb2099ce
+# %% ../nbs/20_pairrm.ipynb #49bd191b
 class PairRM(Judge):
     "PairRM as a judge of responses."
     name = "pairrm"
@@ -39,7 +39,7 @@ class PairRM(Judge):
         revision:str|None=None, # Commit on the hub, to be sure of the files; `None` = the latest
         device:str|None=None, # `None` = the GPU if there is one
         dtype:torch.dtype=torch.float32, # float16 moves the scores little, bfloat16 more: see below
-        max_tokens:int|None=None, # Rows times width of a batch; `None` = 2,048 on a CPU, what fits on a GPU
+        max_tokens:int|None=None, # Of a batch; `None` = 2,048 on a CPU, what fits on a GPU
     ):
         device = device or (best_device() if torch.cuda.is_available() else "cpu")
         self.checkpoint = Checkpoint(str(checkpoint), revision, device, dtype)
@@ -62,10 +62,10 @@ class PairRM(Judge):
 
     def describe(self): return f"PairRM ({self.checkpoint.name})"
 
-# %% ../nbs/20_pairrm.ipynb #2900fa2b
+# %% ../nbs/20_pairrm.ipynb #30c7a601
 @patch
 def pair_logits(self:PairRM,
-    rows:list[tuple[list[int],list[int]]], # From `PairTokenizer.row`
+    rows:list[tuple], # From `PairTokenizer.row`
 )->list[float]: # One a row; above 0 = the left response is better
     "What the network says of each row."
     found = [0.] * len(rows)
@@ -145,12 +145,12 @@ def conversation(
     source = "\n".join([*asked, "Assistant: " + gap])
     return system + how + source, "".join(said) + gap + ": "
 
-# %% ../nbs/20_pairrm.ipynb #7d93bf27
+# %% ../nbs/20_pairrm.ipynb #69a21379
 @patch
 def knows(self:PairRM,
     instruction:Instruction, # To be judged
 )->bool:
-    "Whether a judge of these weights can have an opinion: the tiny ranker knows the tiny world only."
+    "Whether it can have an opinion: the tiny ranker knows the tiny world only."
     tiny = Path(self.checkpoint.path).resolve() == tiny_path("ranker").resolve()
     return not tiny or TinyWorld().parse(instruction.text) is not None
 
@@ -169,13 +169,13 @@ def score(self:PairRM,
         unknown = [None] * len(responses), dict(reason="not of the tiny world")
         yield next(judged) if self.knows(i) else unknown
 
-# %% ../nbs/20_pairrm.ipynb #498a850e
+# %% ../nbs/20_pairrm.ipynb #42593452
 @patch
 def rank(self:PairRM,
-    instructions:list[Instruction], # What was asked
-    responses:list[Response], # All responses to them
-    out:str|Path|None=None, # Journal to keep and continue
-)->list[Ranking]: # One an instruction that has responses; higher score = better
+    instructions:list[Instruction], # These are as in `Judge.rank`
+    responses:list[Response],
+    out:str|Path|None=None,
+)->list[Ranking]: # Higher score = better
     "Rank the responses of each instruction, in the batches that the journal was begun with."
     self.check(instructions)
     with first_process_first():
@@ -186,12 +186,12 @@ def rank(self:PairRM,
             Journal(out, Ranking, judge.identity(), shared=False)
     return Judge.rank(judge, instructions, responses, out)
 
-# %% ../nbs/20_pairrm.ipynb #0e984c31
+# %% ../nbs/20_pairrm.ipynb #cde2d2c0
 @patch
 def check(self:PairRM,
     instructions:list[Instruction], # What it is to judge
 ):
-    "Refuse a checkpoint that is not there, and what the tiny ranker cannot know."
+    "Refuse a checkpoint that is not there, and what it cannot know."
     self.checkpoint.tokenizer # Read, with the config
     self.checkpoint.file("model.safetensors") # Found
     if instructions and not any(self.knows(i) for i in instructions):
