@@ -168,7 +168,7 @@ def trained():
 
 def with_adapter(): copy(trained()/"adapter", "adapter")
 
-SHORT = dict(n=2, max_new_tokens=8)
+SHORT = dict(responses_per_instruction=2, max_new_tokens=8)
 TINY = "--recipe", "tiny", "--num_instructions", "2", "--responses_per_instruction", "2", "--max_new_tokens", "8"
 
 def journal(file="responses.jsonl"): Path(file).parent.mkdir(exist_ok=True); generate(lm(), asked(), out=file, **SHORT)
