@@ -248,7 +248,24 @@ def take_in_withheld(
     journal.append([to_response(k, reason, make) for k, reason in reasons.items() if k not in journal.rows])
     old.unlink()
 
-# %% ../nbs/14_endpoint.ipynb #43483e0c
+# %% ../nbs/14_endpoint.ipynb #6e64f002
+def _ask_missing(endpoint, questions, done, make, sampling, journal):
+    todo = {k: q for k, q in questions.items() if k not in done}
+    total = len(questions)
+    def keep(key, answer):
+        done[key] = to_response(key, answer, make)
+        if done[key].withheld and too_many_withheld(done.values(), total):
+            raise ValueError(f"{withheld_message(done.values())} See what it is asked that it does not take.")
+        if journal and not done[key].withheld:
+            journal.append([done[key]])
+        bar.update()
+    if todo:
+        endpoint.check()
+        how = dict(desc="asking", unit="response", delay=2, leave=False)
+        with tqdm(total=total, initial=len(done), **how) as bar:
+            endpoint.ask_each(todo, keep, **sampling)
+
+# %% ../nbs/14_endpoint.ipynb #8631b109
 def ask_all(
     endpoint:Endpoint, # Who answers
     questions:dict, # (instruction id, index) → messages and seed
@@ -257,27 +274,17 @@ def ask_all(
     sampling:dict, # As it is sent: temperature, top_p, max_new_tokens, and top_k if it is wished
     out:str|Path|None=None, # Journal to keep and continue
 )->list[Response]: # In the order of the questions; `withheld` says why one has no text
-    "Ask for all that is missing."
+    "Ask each question once."
     journal = out and Journal(out, Response, dict(endpoint.settings, **sampling, **settings))
     if journal:
         take_in_withheld(journal, make)
-    done, total = dict(journal.rows) if journal else {}, len(questions)
-    todo = {k: q for k, q in questions.items() if k not in done and not (out and process().number)}
-    def keep(key, answer):
-        done[key] = to_response(key, answer, make)
-        if not done[key].withheld:
-            if journal: journal.append([done[key]])
-        elif too_many_withheld(done.values(), total):
-            raise ValueError(f"{withheld_message(done.values())} See what it is asked that it does not take.")
-        bar.update()
-    with tqdm(desc="asking", unit="response", total=total, initial=len(done), delay=2, leave=False) as bar:
-        try:
-            if todo:
-                endpoint.check()
-                endpoint.ask_each(todo, keep, **sampling)
-        except ValueError as e:
-            kept = f" What has come is in {out}; the same call goes on from there." if out else ""
-            raise ValueError(f"{e}{kept}") from None
+    done = dict(journal.rows) if journal else {}
+    try:
+        if not (journal and process().number): # Several processes share a journal; the first one asks
+            _ask_missing(endpoint, questions, done, make, sampling, journal)
+    except ValueError as e:
+        kept = f" What has come is in {out}; the same call goes on from there." if out else ""
+        raise ValueError(f"{e}{kept}") from None
     if journal:
         journal.append([r for r in done.values() if r.key not in journal.rows])
         journal.finish()
