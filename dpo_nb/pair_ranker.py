@@ -265,14 +265,14 @@ def read_ranker(
         model.load_state_dict(state)
     return model.eval()
 
-# %% ../nbs/19_pair_ranker.ipynb #ac35f72c
+# %% ../nbs/19_pair_ranker.ipynb #9df30a67
 MARKER_IDS = dict(zip(MARKERS, ["source_prefix_id", "cand1_prefix_id", "cand2_prefix_id", "cand_prefix_id"]))
 MARKER_IDS["[SEP]"] = "sep_token_id"
 
 def read_pair_tokenizer(
     config:dict, # `config.json`
     file:Path, # `tokenizer.json` or `spm.model`
-)->PairTokenizer: # With the checkpoint's budget
+)->PairTokenizer:
     "The checkpoint's tokenizer, if its markers are the network's."
     budget = config.get("source_maxlength") or 1224, config.get("candidate_maxlength") or 412
     with reading(file):
@@ -320,11 +320,11 @@ class Checkpoint:
         budget = {k: getattr(self.tokenizer, k) for k in ("source_maxlength", "candidate_maxlength")}
         return files | dict(dtype=str(self.dtype)) | budget
 
-# %% ../nbs/19_pair_ranker.ipynb #af161755
+# %% ../nbs/19_pair_ranker.ipynb #a969d7dc
 @patch
 def file(self:Checkpoint,
     name:str, # What is looked for
-)->Path: # Fetched, if it is on the hub
+)->Path:
     "A file that the checkpoint must have."
     if found := find_file(self.path, name, self.revision):
         return found

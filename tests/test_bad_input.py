@@ -844,8 +844,8 @@ def compared_before_and_edited():
 
 table_of_ones_own("`--output_file questions.csv`: the table of questions itself", "--output_file questions.csv is there already, and this script has not written it … Give another name")
 table_of_ones_own("`--output_file results.csv`, which was edited since it was written", "results.csv is there already, and was changed since it was written … rename the file and run this again: the answers are kept", compared_before_and_edited, ("--output_file", "results.csv"))
-evaluation("`--judge me/myself`, which is not there", "me/myself has no config.json, or the hub cannot be reached … Give llm-blender/PairRM", *MINE, "--judge", "me/myself")
 evaluation("`--num_test_instructions 9999`: more than there are", "tiny:test … 9,999 instructions asked for … 400 can be used … Ask for fewer", *MINE, "--num_test_instructions", "9999")
+evaluation("`--judge me/myself`, which is not there", "me/myself has no config.json, or the hub cannot be reached … Give llm-blender/PairRM", *MINE, "--judge", "me/myself")
 evaluation("`--test_instructions questions.txt`, all of them trained on", "questions.txt … trained on: 3 … Give another source", *MINE, "--test_instructions", "questions.txt", "--judge", "oracle")
 
 # Files of a run
