@@ -141,13 +141,13 @@ def read_tokenizer(
     tokenizer.model = Unigram(pieces, model["unk_id"], model["byte_fallback"])
     return tokenizer
 
-# %% ../nbs/19_pair_ranker.ipynb #2e774a1c
+# %% ../nbs/19_pair_ranker.ipynb #5d13ffab
 class PairTokenizer:
     "Makes PairRM's rows from texts."
     def __init__(self,
         tokenizer, # `tokenizers.Tokenizer` with the special tokens and `MARKERS`
         source_maxlength:int=1224, # Tokens of a source, three special ones included
-        candidate_maxlength:int=412, # Likewise of a candidate, beside the longest source
+        candidate_maxlength:int=412, # The same of a candidate, beside a full source
     ):
         tokenizer.no_truncation()
         tokenizer.no_padding()
