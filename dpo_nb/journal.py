@@ -221,7 +221,7 @@ def _load_rows(self:Journal, lines):
         self.rows[row.key] = row
         self.size += len(line)
 
-# %% ../nbs/01_journal.ipynb #b6adcf67
+# %% ../nbs/01_journal.ipynb #6d5e189e
 @patch
 def _check_untouched(self:Journal):
     if self.path.stat().st_size != self.found:
@@ -236,9 +236,11 @@ def append(self:Journal,
         return
     new = {r.key: r for r in rows}
     if len(new) < len(rows) or self.rows.keys() & new.keys():
-        raise ValueError(f"{self.path} already has one of these rows. Each is written once.")
+        raise ValueError(f"{self.path} already has one of these rows.")
     if self.number:
-        self._own_part().append(rows)
+        path = self.path.with_name(f"{self.path.stem}.process{self.number}{self.path.suffix}")
+        self.part = self.part or Journal(path, self.record, self.settings, shared=False)
+        self.part.append(rows)
     else:
         self._check_untouched()
         if self.complete:
@@ -260,16 +262,9 @@ def _write_behind(self:Journal, data:bytes):
         os.truncate(self.path, self.size)
         self.found = self.size
 
-# %% ../nbs/01_journal.ipynb #f344ad60
+# %% ../nbs/01_journal.ipynb #d8f15bec
 def _parts(path):
     return sorted(path.parent.glob(f"{escape(path.stem)}.process*{path.suffix}"))
-
-@patch
-def _own_part(self:Journal):
-    if not self.part:
-        path = self.path.with_name(f"{self.path.stem}.process{self.number}{self.path.suffix}")
-        self.part = Journal(path, self.record, self.settings, shared=False)
-    return self.part
 
 @patch
 def _take_in(self:Journal):
