@@ -149,7 +149,7 @@ def _states(cache):
     states = [s for layer in layers for s in (*layer.conv_states.values(), *layer.recurrent_states.values())]
     return [s for s in states if s is not None]
 
-# %% ../nbs/16_generation.ipynb #89ae96f9
+# %% ../nbs/16_generation.ipynb #f7cf2f8e
 @patch
 def put(self:Rows,
     at:int, # The place
@@ -167,7 +167,6 @@ def put(self:Rows,
     self.mask[at, -other.mask.shape[1]:] = other.mask[which]
     self.position[at] = other.position[which]
 
-# %% ../nbs/16_generation.ipynb #1a8bb2a9
 @patch
 def trim(self:Rows):
     "Cut off the columns that are padding for all."
@@ -336,11 +335,13 @@ def _write_missing(blocks, n, write, journal):
         journal.finish()
     return journal.rows if journal else done
 
-# %% ../nbs/16_generation.ipynb #f6181d99
-def _ask_server(endpoint, instructions, n, out, seed, sampling, settings):
+# %% ../nbs/16_generation.ipynb #67cce38f
+def _ask_server(endpoint, instructions, n, out, seed, asked, top_k, **sampling):
     "The responses of a model behind a server."
+    sampling |= {"top_k": top_k} if top_k else {}
     questions = {(i.id, k): (i.messages, request_seed(seed, i.id, k)) for i in instructions for k in range(n)}
     make = lambda key, answer: Response(*key, *answer, endpoint.name, sampling, seed)
+    settings = dict(responses_per_instruction=n, seed=seed, instructions=asked)
     return ask_all(endpoint, questions, make, settings, sampling, out)
 
 # %% ../nbs/16_generation.ipynb #20f994aa
@@ -368,14 +369,13 @@ def check_instructions(
             raise ValueError(f"instruction {i.id} ({abridged(i.text)}) is in the list twice. Remove one.")
         seen.add(i.id)
 
-# %% ../nbs/16_generation.ipynb #e1dc4f78
+# %% ../nbs/16_generation.ipynb #9f529039
 def prompt_ids(
     lm:LM, # Its tokenizer, template and context
     instructions:list[Instruction], # All different
     max_new_tokens:int, # What must fit behind each prompt
 )->list[list[int]]: # Token ids of each prompt
     "The prompts as tokens, or the reason why they cannot be used."
-    check_whole(lm)
     prompts = []
     for i in instructions:
         try:
@@ -387,7 +387,7 @@ def prompt_ids(
             raise ValueError(f"instruction {i.id} ({abridged(i.text)}): {e}") from None
     return prompts
 
-# %% ../nbs/16_generation.ipynb #f28abdf6
+# %% ../nbs/16_generation.ipynb #4fe8d4ff
 def generate(
     lm:LM|Endpoint, # The model that writes, here or behind a server
     instructions:list[Instruction], # What is asked; all different
@@ -406,17 +406,16 @@ def generate(
     check_instructions(instructions)
     asked = f"{len(instructions)}, digest {digest(sorted(i.id for i in instructions))}"
     if isinstance(lm, Endpoint):
-        sent = dict(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
-        sent |= {"top_k": top_k} if top_k else {}
-        settings = dict(responses_per_instruction=n, seed=seed, instructions=asked)
-        return _ask_server(lm, instructions, n, out, seed, sent, settings)
-    prompts = prompt_ids(lm, instructions, max_new_tokens)
+        return _ask_server(lm, instructions, n, out, seed, asked, top_k,
+                           temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
     sampling = dict(temperature=temperature, top_k=top_k, top_p=top_p)
-    size = block_size(len(prompts), generation_batch) if refills(lm.model) else generation_batch
+    check_whole(lm)
+    size = block_size(len(instructions), generation_batch) if refills(lm.model) else generation_batch
+    blocks = plan(instructions, prompt_ids(lm, instructions, max_new_tokens), size)
     settings = dict(lm.settings, **sampling, **({"stop_text": lm.stop_text} if lm.stop_text else {}),
                     responses_per_instruction=n, max_new_tokens=max_new_tokens, seed=seed,
                     generation_batch=generation_batch, block=size, instructions=asked)
     journal = Journal(out, Response, settings) if out else None
     write = partial(_write_block, lm, n, generation_batch, seed, max_new_tokens, sampling)
-    found = _write_missing(plan(instructions, prompts, size), n, write, journal)
+    found = _write_missing(blocks, n, write, journal)
     return [found[i.id, k] for i in instructions for k in range(n)]
