@@ -56,7 +56,7 @@ def read_training(
     alarms = logged_alarms(lines("health.jsonl"))
     return Training(folder, lines("training.jsonl"), dropped, **counts, alarms=alarms)
 
-# %% ../nbs/44_dpo.ipynb #899762f2
+# %% ../nbs/44_dpo.ipynb #603d10a3
 def pairs_digest(
     dataset, # The pairs
 )->str: # Changes when any text does
@@ -64,27 +64,29 @@ def pairs_digest(
     keys = ("prompt", "chosen", "rejected", "chosen_finished", "rejected_finished")
     return f"{len(dataset)}, digest {digest([[row.get(k) for k in keys] for row in dataset])}"
 
+# %% ../nbs/44_dpo.ipynb #3565ce99
 def check_training(
     folder:Path, # Of the training
     settings:dict, # Of now
 )->bool: # Whether it is finished
     "Refuse a folder of another training, or of something else."
     file, adapter = folder/"training.json", folder/"adapter"
-    learned = [p for p in (adapter, *checkpoints(folder/"checkpoints")) if p.exists()]
+    learned = [adapter, *checkpoints(folder/"checkpoints")]
     if not file.exists():
-        logs = [folder/name for name in ("training.jsonl", "health.jsonl", "curves.png")]
-        for theirs in [*learned, *(p for p in logs if p.exists())]:
-            raise ValueError(f"{folder} has {theirs.name!r}, but no training.json. Use another folder.")
+        for theirs in [*learned, *(folder/name for name in ("training.jsonl", "health.jsonl", "curves.png"))]:
+            if theirs.exists():
+                raise ValueError(f"{folder} has {theirs.name!r}, but no training.json. Use another folder.")
         return False
     try:
         old = dict(json.loads(file.read_text())["settings"])
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{file} is damaged, or something else wrote it. Use another folder.") from None
-    differ = differences(old, settings) if learned else ""
-    if differ:
+    differ = differences(old, settings)
+    if differ and any(p.exists() for p in learned):
         raise ValueError(f"{folder} holds another training ({differ}). Go on as before, or use another folder.")
     return adapter.exists()
 
+# %% ../nbs/44_dpo.ipynb #89b1489d
 def keep_settings(
     folder:Path, # Of the training
     settings:dict, # What `check_training` compares
@@ -154,7 +156,7 @@ def make_room(
         if old and differences(old, settings) and not checkpoints(folder/"checkpoints"):
             file.unlink()
 
-# %% ../nbs/44_dpo.ipynb #7e2fe636
+# %% ../nbs/44_dpo.ipynb #2400df68
 @quiet()
 def run_training(
     trainer, # From `make_trainer`
@@ -171,8 +173,7 @@ def run_training(
     if state and state.global_step == state.max_steps:
         load_start(trainer.model, checkpoint)
         trainer.state = state
-        if not process().number:
-            keep_two(checkpoint.parent, state.global_step)
+        keep_two(checkpoint.parent, state.global_step)
     else:
         health.first = health.look(0) if health.looks else None
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -197,7 +198,7 @@ def keep_training(
     trainer.accelerator.free_memory()
     trainer.optimizer = trainer.lr_scheduler = trainer.health.trainer = None
 
-# %% ../nbs/44_dpo.ipynb #03c8a2d4
+# %% ../nbs/44_dpo.ipynb #e79e81d3
 def train_dpo(
     lm:LM, # The model to start from, as from `load_lm` or `load_adapter`; it is not changed
     dataset, # A `Dataset` or a list of dicts: `prompt`, `chosen`, `rejected`, as texts or as messages
@@ -221,12 +222,12 @@ def train_dpo(
 )->Training:
     "Train a LoRA adapter on preference pairs."
     out, rows = Path(out), check_rows(dataset)
-    shared = dict(learning_rate=learning_rate, num_epochs=num_epochs, batch_size=batch_size, beta=beta,
-                  gradient_accumulation=gradient_accumulation)
+    shared = dict(learning_rate=learning_rate, num_epochs=num_epochs, batch_size=batch_size,
+                  gradient_accumulation=gradient_accumulation, beta=beta)
     check_reference(reference)
     lora = dict(lora_r=lora_r, lora_alpha=lora_alpha)
     check_numbers(**shared, **lora, max_length=max_length, save_steps=save_steps)
-    settings = dict(lm.settings, **shared, **lora, seed=seed, targets=targets, max_length=max_length,
+    settings = dict(lm.settings, **shared, seed=seed, **lora, targets=targets, max_length=max_length,
                     reference=reference, pairs=pairs_digest(dataset), **dpo)
     settings = json.loads(json.dumps(settings)) # As they are read back
     if check_training(out, settings):

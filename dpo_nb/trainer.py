@@ -107,7 +107,7 @@ def dpo_config(
     config._n_gpu = min(config.n_gpu, 1) # As `transformers` itself does where a model may not be split
     return config
 
-# %% ../nbs/43_trainer.ipynb #229bb104
+# %% ../nbs/43_trainer.ipynb #90c2196a
 def step_of(
     checkpoint:Path, # checkpoint-<step>
 )->int:
@@ -125,6 +125,8 @@ def keep_two(
     step:int, # Of now: what another start wrote after it is not touched
 ):
     "Remove all but the last two checkpoints."
+    if process().number:
+        return
     for old in [f for f in checkpoints(folder) if step_of(f) <= step][:-2]:
         shutil.rmtree(old)
 
@@ -232,7 +234,7 @@ def add_shares(
     for batch, *shares in zip(step, in_loss.tolist(), in_metrics.tolist()):
         batch["shares"] = shares
 
-# %% ../nbs/43_trainer.ipynb #571a8e9b
+# %% ../nbs/43_trainer.ipynb #1e63edeb
 @cache
 def pair_trainer():
     "TRL's trainer on tokens. A function, so that TRL is imported only when something is trained."
@@ -251,8 +253,8 @@ def pair_trainer():
             return step, items
         def compute_loss(self, model, inputs, **how):
             in_loss, in_metrics = inputs.pop("shares", ([1.] * 4, [1.] * 4))
-            given, per_token = self.loss_weights, in_loss[1] / in_loss[0]
-            self.loss_weights = [w * per_token if t == "sft" else w for t, w in zip(self.loss_types, given)]
+            given, tokens = self.loss_weights, in_loss[1] / in_loss[0]
+            self.loss_weights = [w * tokens if t == "sft" else w for t, w in zip(self.loss_types, given)]
             loss = super().compute_loss(model, inputs, **how)
             self.loss_weights = given
             for name in self._metrics["train"].keys() - {"num_tokens"}:
@@ -265,7 +267,7 @@ def pair_trainer():
             folder, step = Path(self.args.output_dir), self.state.global_step
             with disk_errors(folder/f"checkpoint-{step}"): super()._save_checkpoint(*args)
             self.health.save()
-            if not process().number: keep_two(folder, step)
+            keep_two(folder, step)
     return PairTrainer
 
 # %% ../nbs/43_trainer.ipynb #fad6c349
@@ -285,7 +287,7 @@ def check_packing(
         raise ValueError(f"the 4-bit weights of {lm.name} were repacked for answers, and have no gradient. "
                          "Load the model again to train it.")
 
-# %% ../nbs/43_trainer.ipynb #e52b49a7
+# %% ../nbs/43_trainer.ipynb #f3406008
 @quiet()
 def make_trainer(
     lm:LM, # The model; it is not changed
@@ -297,12 +299,12 @@ def make_trainer(
 ):
     "The trainer of a new adapter on a twin of the model."
     from transformers import PrinterCallback
-    model = twin(lm.model)
-    for m in four_bit(model):
-        m.support_avx512bf16_for_cpu = False
+    model, tokenizer = twin(lm.model), copy.deepcopy(lm.tokenizer)
+    for layer in four_bit(model):
+        layer.support_avx512bf16_for_cpu = False
     config.save_only_model = is_sharded(model) # Or `transformers` refuses: it has sharded optimizers in mind
-    trainer = pair_trainer()(model, args=config, train_dataset=tokens,
-                             processing_class=copy.deepcopy(lm.tokenizer), peft_config=lora)
+    how = dict(train_dataset=tokens, processing_class=tokenizer, peft_config=lora)
+    trainer = pair_trainer()(model, args=config, **how)
     config.save_only_model = False
     for p in adapter_weights(trainer.model).values():
         p.data = p.data.float()
@@ -311,7 +313,8 @@ def make_trainer(
     batches = config.per_device_train_batch_size, config.gradient_accumulation_steps
     groups = Groups(tokens["prompt_ids"], *batches, config.seed, *process())
     config.gradient_accumulation_steps = groups.each
-    trainer.groups, trainer.health, trainer.why_not_shared = groups, health, share_prefixes(trainer.model)
+    trainer.groups, trainer.health = groups, health
+    trainer.why_not_shared = share_prefixes(trainer.model)
     if narrow := narrow_steps(groups):
         warnings.warn(narrow)
     if process().count > 1:
@@ -320,7 +323,7 @@ def make_trainer(
     health.begin(trainer, lm)
     return trainer
 
-# %% ../nbs/43_trainer.ipynb #414577cd
+# %% ../nbs/43_trainer.ipynb #708333ec
 REFERENCE = 8 # Pairs a forward of the reference, on average
 
 @dataclass(frozen=True)
@@ -333,6 +336,7 @@ class Reference:
     @property
     def key(self): return (self.row,)
 
+# %% ../nbs/43_trainer.ipynb #a85c9d68
 @quiet()
 @torch.no_grad()
 def add_reference_logps(
