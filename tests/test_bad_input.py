@@ -433,7 +433,7 @@ for how in ("silent", "gone"):
     hub("a data set", how, "data", "someone/questions cannot be read … there is no file or folder of that name here, and the hub cannot be reached, or does not answer")
     hub("a model", how, "model", "someone/model cannot be loaded … the hub cannot be reached, or does not answer … Is it a folder here")
     hub("a PairRM checkpoint", how, "judge", "someone/judge is no folder here, and the hub … cannot be reached, or does not answer … Check the name and the connection, or give a folder")
-    hub("an adapter", how, "adapter", "someone/adapter is no folder here, and the hub … cannot be reached, or does not answer … the connection")
+    hub("an adapter", how, "adapter", "someone/adapter is no folder here, and the hub … cannot be reached, or does not answer")
 
 # Responses
 
@@ -568,16 +568,14 @@ def made(given, says, instructions=asked, responses=lambda: answers(), rankings=
 
 made("a ranking of other texts", "the ranking of instruction a2b85a941ded7c13 by oracle is of other texts … Rename the file with the old rankings", responses=lambda: [replace(r, text=r.text + "!") for r in answers()])
 made("a ranking of fewer responses", "the ranking of instruction a2b85a941ded7c13 … is of other texts than these 4 … rank again", responses=lambda: [*answers(), replace(answers()[0], index=3)])
-made("rankings of instructions that are not there", "rankings of instructions that are not in the list: 1 of 3 … d47f41e14b3c621c … Give the instructions that were ranked", lambda: asked()[:2], lambda: answers()[:6])
-made("rankings of two judges", "ranked more than once: by oracle and by me … Give the rankings of one judge", rankings=lambda: [*ranked(), replace(ranked()[0], judge="me")])
+made("rankings of two judges", "ranked more than once. Give the rankings of one judge", rankings=lambda: [*ranked(), replace(ranked()[0], judge="me")])
 made("a score that is NaN", "instruction a2b85a941ded7c13 … is nan … must be a finite number, or None", rankings=lambda: [Ranking(asked()[0].id, "me", [1., math.nan])])
 made("scores as text", "instruction a2b85a941ded7c13 … is '1' … must be a finite number, or None", rankings=lambda: [Ranking(asked()[0].id, "me", ["1", "2"])])
-made("a rule that does not exist", "unknown rule 'best' … best_worst, best_rest, all", rule="best")
-made("a margin below 0", "margin is -1 … 0 or more", margin=-1)
-made("a margin that is NaN", "margin is nan … 0 or more", margin=math.nan)
-made("a margin as text", "margin is '1' … 0 or more", margin="1")
+made("a rule that does not exist", "pairs is 'best'. It must be one of best_worst, best_rest, all", pairs="best")
+made("a margin below 0", "margin is -1. It must be 0 or more", margin=-1)
+made("a margin that is NaN", "margin is nan. It must be 0 or more", margin=math.nan)
 made("a margin that no pair has", "no pairs … tie … lower the margin", margin=9)
-made("no responses at all", "no responses to make pairs of … Make them with `generate` (dpo_generate)", responses=list, rankings=list)
+made("no responses at all", "no pairs from 0 responses … Sample more", responses=list, rankings=list)
 
 def left(given, says, *texts, finished=True):
     "Responses of which no pair is left."
@@ -586,10 +584,10 @@ def left(given, says, *texts, finished=True):
         responses = [r for i in asked() for r in said_to(i, *texts, finished=finished)]
         return lambda: make_pairs(asked(), responses, pairrm().rank(asked(), responses))
 
-left("responses that are all the same", "no pairs … same text as another … sample at a higher temperature", "Hi", "Hi", "Hi")
-left("responses that are all empty", "no pairs … same text as another … sample at a higher temperature", "", "", "")
-left("one response to each instruction", "no pairs … not judged … sample more of them", "Hi")
-left("responses that were all cut at the limit", "no pairs … cut at the limit … raise max_new_tokens … allow_cut", "Hi", "Um.", finished=False)
+left("responses that are all the same", "no pairs from … same text as another … Sample more, at a higher temperature", "Hi", "Hi", "Hi")
+left("responses that are all empty", "no pairs from … same text as another … Sample more, at a higher temperature", "", "", "")
+left("one response to each instruction", "no pairs … not judged … Sample more", "Hi")
+left("responses that were all cut at the limit", "no pairs … cut at the limit … a larger max_new_tokens", "Hi", "Um.", finished=False)
 
 def by_hand(given, scores, says):
     @case(PAIRS, given, says, error=SystemExit)
@@ -609,39 +607,39 @@ def pairs(given, name, content, says):
     @case(PAIRS, given, says)
     def _(): write(name, content); return lambda: load_preferences(name)
 
-pairs("pairs in a .txt file", "pairs.txt", "Why?\n", "pairs.txt is no file of preference pairs … .jsonl, .json, .csv or .parquet")
+pairs("pairs in a .txt file", "pairs.txt", "Why?\n", "pairs.txt, line 1: it must have `prompt`, `chosen` and `rejected`; found 'Why?'")
 pairs("an empty file of pairs", "pairs.jsonl", "", "pairs.jsonl has no rows … Fill it")
-pairs("pairs without a rejected side", "pairs.jsonl", lines(dict(prompt="Why?", chosen="So.")), "pairs.jsonl, line 1 has no `rejected` … prompt, chosen … A pair is")
-pairs("a CSV file of pairs with other names", "pairs.csv", "frage,gut,schlecht\nWhy?,So.,No.\n", "pairs.csv, line 2 has no `prompt` … frage, gut, schlecht … name the columns so")
+pairs("pairs without a rejected side", "pairs.jsonl", lines(dict(prompt="Why?", chosen="So.")), "pairs.jsonl, line 1: no `rejected` among prompt, chosen, or it is empty. Correct the row")
+pairs("a CSV file of pairs with other names", "pairs.csv", "frage,gut,schlecht\nWhy?,So.,No.\n", "pairs.csv, line 2: no `prompt` among frage, gut, schlecht, or it is empty. Correct the row")
 pairs("a pair whose prompt is null", "pairs.jsonl", lines(GOOD, GOOD | dict(prompt=None)), "pairs.jsonl, line 2 … `prompt` … Correct the row")
-pairs("a pair whose prompt is blank", "pairs.jsonl", lines(GOOD, GOOD | dict(prompt=" ")), "pairs.jsonl, line 2 … `prompt` … empty … Correct the row")
+pairs("a pair whose prompt is blank", "pairs.jsonl", lines(GOOD, GOOD | dict(prompt=" ")), "pairs.jsonl, line 2 … `prompt` must end with what the user says … Correct the row")
 pairs("a pair whose chosen side is NaN", "pairs.jsonl", lines(GOOD | dict(chosen=math.nan)), "pairs.jsonl, line 1 … `chosen` must be … found nan … Correct the row")
-pairs("a pair that is a list", "pairs.jsonl", lines(["Why?", "So.", "No."]), "pairs.jsonl, line 1 must be an object with `prompt`, `chosen` and `rejected` … found ['Why?'")
-pairs("a prompt that ends with the assistant", "pairs.jsonl", lines(GOOD | dict(prompt=[turn("Hi"), turn("Hello", "assistant")])), "pairs.jsonl, line 1 … must end with the user's turn … user, assistant … Correct the row")
+pairs("a pair that is a list", "pairs.jsonl", lines(["Why?", "So.", "No."]), "pairs.jsonl, line 1: it must have `prompt`, `chosen` and `rejected`; found ['Why?'")
+pairs("a prompt that ends with the assistant", "pairs.jsonl", lines(GOOD | dict(prompt=[turn("Hi"), turn("Hello", "assistant")])), "pairs.jsonl, line 1 … `prompt` must end with what the user says … Correct the row")
 pairs("a chosen side with two turns", "pairs.jsonl", lines(GOOD | dict(chosen=[turn("So.", "assistant"), turn("Who?")], rejected=[turn("No.", "assistant")])), "pairs.jsonl, line 1 … `chosen` must be one message … assistant, user … Earlier turns belong to `prompt`")
-pairs("a parquet file of pairs that is cut", "pairs.parquet", b"PAR1" + bytes(40), "pairs.parquet … parquet file … again")
+pairs("a parquet file of pairs that is cut", "pairs.parquet", b"PAR1" + bytes(40), "pairs.parquet cannot be read … again")
 
-@case(PAIRS, "pairs that are not there", "no file … pairs.jsonl … Pairs come as")
+@case(PAIRS, "pairs that are not there", "no file … pairs.jsonl")
 def _(): return lambda: load_preferences("pairs.jsonl")
 
-@case(PAIRS, "a folder without pairs", "pairs is a folder without pairs … Pairs come as")
+@case(PAIRS, "a folder without pairs", "pairs is a folder without data")
 def _(): write("pairs/notes.md", "Why?"); return lambda: load_preferences("pairs")
 
 def kept(): save_pairs(make_pairs(asked(), answers(), ranked()), "pairs")
 
-@case(PAIRS, "a folder that holds other pairs", "pairs holds other pairs (rule: 'best_worst' there, 'all' now) … rename that folder and make the pairs again")
+@case(PAIRS, "a folder that holds other pairs", "pairs holds other pairs (pairs: 'best_worst' there, 'all' now). Rename it")
 def _(): kept(); return lambda: save_pairs(make_pairs(asked(), answers(), ranked(), pairs="all"), "pairs")
 
-@case(PAIRS, "a folder of pairs from which a file was removed", "pairs has no pairs.parquet … Make the pairs again (dpo_pairs)")
+@case(PAIRS, "a folder of pairs from which a file was removed", "pairs/pairs.parquet cannot be read … Make it again")
 def _(): kept(); Path("pairs/pairs.parquet").unlink(); return lambda: load_preferences("pairs")
 
-@case(PAIRS, "a folder of pairs whose parquet file is cut", "pairs/pairs.parquet is damaged … make the pairs again")
+@case(PAIRS, "a folder of pairs whose parquet file is cut", "pairs/pairs.parquet cannot be read … Make it again")
 def _(): kept(); cut("pairs/pairs.parquet"); return lambda: load_preferences("pairs")
 
-@case(PAIRS, "a folder `pairs` of one's own, with a pairs.jsonl in it", "pairs has pairs.jsonl, but no settings.json: something else made it, and it would be replaced. Use another folder")
+@case(PAIRS, "a folder `pairs` of one's own, with a pairs.jsonl in it", "pairs/settings.json is missing or damaged. Use another folder")
 def _(): write("pairs/pairs.jsonl", lines(pair())); return lambda: save_pairs(make_pairs(asked(), answers(), ranked()), "pairs")
 
-@case(PAIRS, "a folder of pairs whose settings.json is cut", "pairs/settings.json is damaged … make the pairs again")
+@case(PAIRS, "a folder of pairs whose settings.json is cut", "pairs/settings.json is missing or damaged. Use another folder")
 def _(): kept(); cut("pairs/settings.json"); return lambda: load_preferences("pairs")
 
 # Training
@@ -653,13 +651,13 @@ def training(given, says, rows=(pair(),), new="-", **settings):
     @case(TRAINING, given, says, new=new)
     def _(): return lambda: train_dpo(lm(), list(rows) if isinstance(rows, tuple) else rows, "run", **(dict(lora_r=2) | settings))
 
-training("no pairs", "no pair to train on … Make pairs with `make_pairs`", ())
-training("the name of a file in place of pairs", "must be a list of dicts … found the text 'pairs.jsonl' … `load_preferences` reads them", "pairs.jsonl")
-training("a pair without a chosen side among good ones", "row 1 (counted from 0): `chosen` is empty … Correct the row, or remove it", (pair(), pair() | dict(chosen=None)))
-training("a prompt with a role that does not exist", "row 0 … a turn in `prompt` needs a `role` … 'role': 'bard' … Correct the row", (pair() | dict(prompt=[turn("Hi", "bard")]),))
+training("no pairs", "no pair to train on … Make some with `make_pairs`", ())
+training("the name of a file in place of pairs", "row 0 (counted from 0): it must have `prompt`, `chosen` and `rejected`; found 'p'", "pairs.jsonl")
+training("a pair without a chosen side among good ones", "row 1 (counted from 0): no `chosen` among … or it is empty. Correct the row, or remove it", (pair(), pair() | dict(chosen=None)))
+training("a prompt with a role that does not exist", "row 0 … 'bard' … Correct the row", (pair() | dict(prompt=[turn("Hi", "bard")]),))
 training("pairs whose two sides are the same", "no pair can be trained on … chosen and rejected are the same … Give other pairs", (pair(chosen="5.", rejected="5."),))
 training("pairs whose chosen side is empty", "no pair can be trained on … the chosen response is empty … Give other pairs", (pair(chosen=""),))
-training("only pairs that are longer than max_length", "no pair can be trained on … 17 tokens, and at most 8 fit … a higher max_length", max_length=8)
+training("only pairs that are longer than max_length", "no pair can be trained on … 17 tokens, and at most 8 fit … a larger max_length", max_length=8)
 training("a response of 1 MB", "no pair can be trained on … 540,012 tokens, and at most 512 fit", (pair(chosen="2 + 3 = 5. " * 90_000),), max_length=None)
 training("LoRA targets that match nothing", "no linear layer called c_attn … It has: down_proj … Give some of these as `targets`", targets=["c_attn"])
 training("a rank of 0", "lora_r must be a whole number above 0; found 0", lora_r=0)
@@ -725,41 +723,40 @@ def adapter(given, says, load=lambda: load_adapter(lm(), "adapter"), **changed):
     def _(): copy(trained()/"adapter", "adapter", {k.replace("__", "."): v for k, v in changed.items()}); return load
 
 adapter("an adapter that is not there", "runs/mine/adaptor is no folder here … Give the folder `adapter` of a training", lambda: load_adapter(lm(), "runs/mine/adaptor"))
-adapter("a file of an adapter in place of its folder", "adapter/adapter_model.safetensors is a file … Give the folder that it is in", lambda: load_adapter(lm(), "adapter/adapter_model.safetensors"))
-adapter("an adapter_config.json that is cut", "adapter/adapter_config.json is damaged … Copy or fetch the adapter again", adapter_config__json=half)
-adapter("an adapter_config.json of a kind that PEFT does not know", "adapter/adapter_config.json … a kind that PEFT does not know … 'MAGIC' … again", adapter_config__json=config(peft_type="MAGIC"))
-adapter("an adapter whose weights are cut", "adapter/adapter_model.safetensors is not a whole safetensors file … again", adapter_model__safetensors=half)
-adapter("an adapter without one of its layers", "adapter: … do not belong together … layers.1.self_attn.q_proj … again", adapter_model__safetensors=without("layers.1.self_attn.q_proj"))
-adapter("an adapter of another rank than its configuration says", "adapter: … do not belong together … shapes … again", adapter_config__json=config(r=16))
-adapter("an adapter whose base.json is cut", "adapter/base.json is damaged … Copy or fetch it again … To use the adapter without it", base__json=half)
-adapter("an adapter whose base.json is another object", "adapter/base.json is damaged … Copy or fetch it again", base__json=b"{}")
-adapter("an adapter that was begun by PiSSA", "adapter was begun with a part of the model's own weights (init_lora_weights: 'pissa'), and would change the model that it is put on … `save_pretrained(…", adapter_config__json=config(init_lora_weights="pissa"))
+adapter("an adapter_config.json that is cut", "adapter is damaged, or does not fit … Fetch it again", adapter_config__json=half)
+adapter("an adapter_config.json of a kind that PEFT does not know", "adapter is damaged, or does not fit … MAGIC … Fetch it again", adapter_config__json=config(peft_type="MAGIC"))
+adapter("an adapter whose weights are cut", "adapter is damaged, or does not fit … Fetch it again", adapter_model__safetensors=half)
+adapter("an adapter without one of its layers", "adapter is damaged, or does not fit … layers.1.self_attn.q_proj … Fetch it again", adapter_model__safetensors=without("layers.1.self_attn.q_proj"))
+adapter("an adapter of another rank than its configuration says", "adapter is damaged, or does not fit … size mismatch … Fetch it again", adapter_config__json=config(r=16))
+adapter("an adapter whose base.json is cut", "adapter/base.json is damaged … Fetch or train the adapter again", base__json=half)
+adapter("an adapter whose base.json is another object", "adapter/base.json is damaged … Fetch or train the adapter again", base__json=b"{}")
+adapter("an adapter that was begun by PiSSA", "adapter has taken a part of its model's weights (init_lora_weights: 'pissa') … Save it", adapter_config__json=config(init_lora_weights="pissa"))
 adapter("an adapter of another model", "adapter was trained on tiny … model has the weights … Load the model that it was trained on",
         lambda: (copy(tiny_path("policy"), Path(SHELF.name)/"model", {"model.safetensors": tensors(lambda t: {k: v + 1 for k, v in t.items()})}), load_adapter(replace_name(load_lm(Path(SHELF.name)/"model", device="cpu")), "adapter")))
-adapter("an adapter of another model, and nothing that says of which", "adapter adapts model.layers.30.mlp.down_proj, and tiny has no such layer … Load the model",
+adapter("an adapter of another model, and nothing that says of which", "adapter is damaged, or does not fit … layers. … load its own model",
         base__json=None, adapter_model__safetensors=tensors(lambda t: {k.replace("layers.1.", "layers.30."): v for k, v in t.items()}))
-adapter("an adapter on a model that has one already", "tiny-dpo has an adapter already … load_adapter(lm.base, …)", lambda: load_adapter(load_adapter(lm(), "adapter"), "adapter"))
-adapter("a further training with another rank than the adapter has", "the adapter in adapter … (r: 2 there, 4 now) … Give `lora_r`", lambda: train_dpo(load_adapter(lm(), "adapter"), [pair()], "run", lora_r=4))
+adapter("an adapter on a model that has one already", "tiny-dpo has an adapter already … `lm.base`", lambda: load_adapter(load_adapter(lm(), "adapter"), "adapter"))
+adapter("a further training with another rank than the adapter has", "the adapter in adapter has another shape (r: 2 there, 4 now) … Give its `lora_r`", lambda: train_dpo(load_adapter(lm(), "adapter"), [pair()], "run", lora_r=4))
 adapter("a merge in a precision that does not exist", "dtype must be 'auto', 'float32' … found 'int8'", lambda: merge_adapter("tiny", "adapter", "merged", dtype="int8"))
-adapter("a merge into a model that is not there", "no/model has no config.json … Give the folder that `save_pretrained` wrote, or a hub name", lambda: merge_adapter("no/model", "adapter", "merged"))
+adapter("a merge into a model that is not there", "no/model has no config.json … Give the folder or the hub name", lambda: merge_adapter("no/model", "adapter", "merged"))
 
 def replace_name(lm): lm.name = "model"; return lm
 
-@case(ADAPTERS, "a pickle in place of an adapter's safetensors", "adapter has adapter_model.bin … a pickle, which is not opened … Where you trust it, convert it")
+@case(ADAPTERS, "a pickle in place of an adapter's safetensors", "adapter has only adapter_model.bin, a pickle … Save it as safetensors")
 def _(): copy(trained()/"adapter", "adapter", {"adapter_model.safetensors": None}); write("adapter/adapter_model.bin", b"PK"); return lambda: load_adapter(lm(), "adapter")
 
-@case(ADAPTERS, "the folder of a training in place of its adapter", "run has no adapter_config.json … it is no adapter … Give run/adapter")
+@case(ADAPTERS, "the folder of a training in place of its adapter", "run has no adapter_config.json … Give the folder `adapter` of a training")
 def _(): copy(trained(), "run"); return lambda: load_adapter(lm(), "run")
 
-@case(ADAPTERS, "a merge into a folder that holds something else", "merged is there already … Use another folder")
+@case(ADAPTERS, "a merge into a folder that holds something else", "merged holds something that `merge_adapter` did not make … Use another folder")
 def _(): with_adapter(); write("merged/notes.md", "Do not lose this."); return lambda: merge_adapter("tiny", "adapter", "merged")
 
-@happens(ADAPTERS, "an adapter of a model whose tokenizer was saved again by another version", "was trained with another config.json, tokenizer or chat template than model has now. It is loaded")
+@happens(ADAPTERS, "an adapter of a model whose tokenizer was saved again by another version", "was trained with another configuration or tokenizer than model has")
 def _():
     with_adapter(); copy(tiny_path("policy"), "model", {"tokenizer_config.json": lambda old: old + b" "})
     return lambda: warned(lambda: load_adapter(replace_name(load_lm("model", device="cpu")), "adapter"))
 
-@happens(ADAPTERS, "an adapter without base.json, trained elsewhere", "nothing says what it was trained on … may be one of those")
+@happens(ADAPTERS, "an adapter without base.json, trained elsewhere", "nothing says what it was trained on")
 def _():
     from dpo_nb.adapters import trained_on
     copy(trained()/"adapter", "adapter", {"base.json": None}); return lambda: warned(lambda: trained_on("adapter"))
@@ -945,7 +942,7 @@ flags("`dpo_demo --dpo loss_type=ipo`: no JSON", "--dpo: expected a JSON object 
 flags("`dpo_demo --dpo '{\"loss_typ\": \"ipo\"}'`: a mistyped field of TRL", "no field 'loss_typ' … The nearest: loss_type", dpo_demo, "--dpo", '{"loss_typ": "ipo"}')
 flags("`dpo_demo --dpo '{\"beta\": 0.2}'`: a setting of the recipe among TRL's fields", "beta is a setting of the recipe itself: give it there (in the scripts, as --beta)", dpo_demo, "--dpo", '{"beta": 0.2}')
 flags("`dpo_generate --dataset '{tiny: 1}'`: a mixture that is no JSON", "--dataset … expected a JSON object such as … found '{tiny: 1}'", dpo_generate, "--recipe", "tiny", "--dataset", "{tiny: 1}")
-flags("`dpo_train --dataset pairs.jsonl`, which is not there", "no file … pairs.jsonl … Pairs come as", dpo_train, "--recipe", "tiny", "--dataset", "pairs.jsonl")
+flags("`dpo_train --dataset pairs.jsonl`, which is not there", "no file … pairs.jsonl", dpo_train, "--recipe", "tiny", "--dataset", "pairs.jsonl")
 
 def recipe(given, says, **fields):
     @case(RECIPES, given, says)

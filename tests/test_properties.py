@@ -240,9 +240,9 @@ def dataset(groups):
 @given(many, rules, margins, st.booleans(), st.randoms(use_true_random=False))
 def test_a_dataset_does_not_depend_on_order_or_on_parts(groups, rule, margin, allow_cut, rng):
     instructions, responses, rankings = dataset(groups)
-    how = dict(rule=rule, margin=margin, allow_cut=allow_cut)
+    how = dict(pairs=rule, margin=margin, allow_cut=allow_cut)
     try: pairs = make_pairs(instructions, responses, rankings, **how)
-    except ValueError as e: assert f"no pairs. What became of {plural(len(responses), 'response')}:" in str(e); return
+    except ValueError as e: assert f"no pairs from {plural(len(responses), 'response')}:" in str(e); return
     assert pairs.funnel.responses.sum() == len(pairs.fates) == len(responses)
     assert list(zip(pairs.fates.instruction_id, pairs.fates["index"])) == [r.key for r in responses]
     assert (pairs.fates.score.notna() == [s is not None for (answers, judged) in groups for s in [s if judged else None for _, s, _ in answers]]).all()
