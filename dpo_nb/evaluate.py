@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['complete', 'side_by_side', 'check_completions', 'Comparison', 'outcome', 'blind_order', 'in_model_order', 'orders_of',
-           'judge_blind', 'compare', 'join_comparisons', 'wins', 'values_of', 'measures', 'change', 'verdict',
-           'plot_comparison', 'check_comparison']
+           'judge_blind', 'check_comparison', 'compare', 'join_comparisons', 'wins', 'values_of', 'measures', 'change',
+           'verdict', 'plot_comparison']
 
 # %% ../nbs/50_evaluate.ipynb #0c370ac3
 import warnings
@@ -20,7 +20,7 @@ from .stats import bootstrap, win_rate, WinRate
 from .instructions import traces
 from .generation import generate
 
-# %% ../nbs/50_evaluate.ipynb #bb8a7dba
+# %% ../nbs/50_evaluate.ipynb #a1ef56de
 def complete(
     lm, # An `LM`, or an `Endpoint`
     instructions:list[Instruction], # To answer
@@ -32,14 +32,14 @@ def complete(
     generation_batch:int=16, # Instructions that are answered at a time
 )->list[Response]: # One an instruction, in their order
     "Answer each instruction once."
-    return generate(lm, instructions, 1, out, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens,
-                    seed=seed, generation_batch=generation_batch)
+    sampling = dict(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
+    return generate(lm, instructions, 1, out, generation_batch=generation_batch, **sampling)
 
-# %% ../nbs/50_evaluate.ipynb #00a902dd
+# %% ../nbs/50_evaluate.ipynb #4516013d
 def side_by_side(
     instructions:list[Instruction], # What was asked
     completions:dict[str,list[Response]], # Name → one response an instruction
-): # `pandas.DataFrame`, one row an instruction: its text, and for each name the completion, its length and its end
+): # `pandas.DataFrame`, one row an instruction: its text; completion, tokens, end of each name
     "The answers of several models in one table."
     import pandas as pd
     columns = {"instruction_id": [i.id for i in instructions], "instruction": [i.text for i in instructions]}
@@ -59,9 +59,11 @@ def check_completions(
     "Refuse answers to other instructions."
     odd = [r for r in responses if not isinstance(r, Response)]
     if odd:
-        raise ValueError(f"the completions of {name!r} must be `Response`s; found {abridged(odd[0])}. Make them with `complete`.")
+        raise ValueError(f"the completions of {name!r} must be `Response`s; found {abridged(odd[0])}. Make "
+                         "them with `complete`.")
     if [r.instruction_id for r in responses] != [i.id for i in instructions]:
-        raise ValueError(f"the completions of {name!r} do not answer these {len(instructions)} instructions in their order. "
+        raise ValueError(f"the completions of {name!r} do not answer these {len(instructions)} instructions "
+                         "in their order. "
                          "Make them with `complete`.")
 
 # %% ../nbs/50_evaluate.ipynb #782ca716
@@ -91,17 +93,18 @@ def blind_order(
     "In which order the judge sees the two answers."
     return (0, 1) if int(digest(["order", i.id]), 16) % 2 else (1, 0)
 
-# %% ../nbs/50_evaluate.ipynb #d040d028
+# %% ../nbs/50_evaluate.ipynb #c87476bc
 def in_model_order(
     r:Ranking, # Of the answers as they were shown
     order:tuple[int,int], # As from `blind_order`
 )->Ranking: # Base first
     "A ranking in the order of the models."
     turn = lambda values: [values[order.index(k)] for k in range(2)]
-    plain = {k: v for k, v in r.detail.items() if not isinstance(v, list)}
-    return replace(r, scores=turn(r.scores), detail=plain | {k: turn(r.detail[k]) for k in PER_RESPONSE if k in r.detail})
+    detail = {k: v for k, v in r.detail.items() if not isinstance(v, list)}
+    detail |= {k: turn(r.detail[k]) for k in PER_RESPONSE if k in r.detail}
+    return replace(r, scores=turn(r.scores), detail=detail)
 
-# %% ../nbs/50_evaluate.ipynb #4484f7cf
+# %% ../nbs/50_evaluate.ipynb #18e172f0
 def orders_of(
     instructions:list[Instruction], # These are as in `compare`
     answers:list[tuple[Response,Response]], # (base, tuned), one an instruction
@@ -113,11 +116,12 @@ def orders_of(
         wait_for_all() # All processes have read before one of them writes
     orders = [blind_order(i) for i in instructions]
     for i, order, (base, tuned) in zip(instructions, orders, answers):
-        if order == (1, 0) and base.text != tuned.text and kept.get(i.id) == fingerprint([base.text, tuned.text]):
+        base_first = kept.get(i.id) == fingerprint([base.text, tuned.text])
+        if order == (1, 0) and base_first and base.text != tuned.text:
             return [(0, 1)] * len(orders)
     return orders
 
-# %% ../nbs/50_evaluate.ipynb #1ed68b44
+# %% ../nbs/50_evaluate.ipynb #2ff31414
 def judge_blind(
     instructions:list[Instruction], # These are as in `compare`
     answers:list[tuple[Response,Response]], # (base, tuned), one an instruction
@@ -126,12 +130,13 @@ def judge_blind(
 )->list[Ranking]: # One an instruction, base first
     "What a judge says of the answers, whoever wrote them."
     orders = orders_of(instructions, answers, out)
-    shown = [[replace(pair[k], index=place, model="", sampling={}, seed=None) for place, k in enumerate(order)]
-             for pair, order in zip(answers, orders)]
+    hide = lambda r, place: replace(r, index=place, model="", sampling={}, seed=None)
+    shown = [[hide(pair[k], place) for place, k in enumerate(order)] for pair, order in zip(answers, orders)]
     whole = [k for k, pair in enumerate(answers) if not any(r.withheld for r in pair)]
     made = judge.rank([instructions[k] for k in whole], [r for k in whole for r in shown[k]], out)
     if [(r.instruction_id, len(r.scores)) for r in made] != [(instructions[k].id, 2) for k in whole]:
-        raise ValueError(f"the judge {judge.name} did not give two scores for each instruction, in their order. `rank` gives a "
+        raise ValueError(f"the judge {judge.name} did not give two scores for each instruction, in their "
+                         "order. `rank` gives a "
                          "`Ranking` for each, with a score or None for each response.")
     texts = [[r.text for r in pair] for pair in answers]
     rankings = [Ranking(i.id, judge.name, [None, None], fingerprint(t)) for i, t in zip(instructions, texts)]
@@ -140,12 +145,34 @@ def judge_blind(
         rankings[k] = replace(in_model_order(r, orders[k]), responses=fingerprint(texts[k]))
     return rankings
 
-# %% ../nbs/50_evaluate.ipynb #e4749c97
+# %% ../nbs/50_evaluate.ipynb #10b78402
+def check_comparison(
+    instructions:list[Instruction], # These are as in `compare`
+    completions:dict[str,list[Response]],
+    judge,
+    seen,
+):
+    "Refuse what says nothing about two models."
+    if not isinstance(completions, dict) or len(completions) != 2:
+        raise ValueError(f"two models are compared, as {{'base': …, 'tuned': …}}; found "
+                         f"{abridged(completions)}")
+    if not hasattr(judge, "rank"):
+        raise ValueError(f"the judge must have `rank`, as `Oracle()` or `PairRM(…)`; found {abridged(judge)}")
+    if not instructions:
+        raise ValueError("there is no instruction to compare on. Draw some with `unseen`.")
+    trained = traces(seen)
+    known = [i for i in instructions if i.id in trained]
+    if known:
+        raise ValueError(f"{len(known)} of {plural(len(instructions), 'instruction')} had been trained on "
+                         "(the first is "
+                         f"{abridged(known[0].text)}). Compare on unseen ones: see `unseen`.")
+
+# %% ../nbs/50_evaluate.ipynb #b08ea3da
 def compare(
     instructions:list[Instruction], # Unseen ones
     completions:dict[str,list[Response]], # {"base": …, "tuned": …}: the second is measured against the first
     judge:Judge, # Who compares
-    seen, # What both models, and those they came from, were trained on: instructions, ids, or as `trained_on` tells
+    seen, # What both models, and those they came from, were trained on: instructions, ids, or `trained_on`
     out=None, # Journal of the judge's rankings, as the judge saw the answers
 )->Comparison:
     "Judge two models on instructions that neither has seen."
@@ -159,7 +186,7 @@ def compare(
     table["outcome"] = [outcome(r.scores) for r in rankings]
     return Comparison((base, tuned), judge.name, table, rankings)
 
-# %% ../nbs/50_evaluate.ipynb #0a5dd1c9
+# %% ../nbs/50_evaluate.ipynb #06dc9624
 def join_comparisons(
     comparisons:list[Comparison], # Of different models with the same base, on the same instructions
 ): # `pandas.DataFrame`, one row an instruction
@@ -170,12 +197,12 @@ def join_comparisons(
     parts = [comparisons[0].table[["instruction_id", "instruction", *(f"{base} {a}" for a in answered)]]]
     for c in comparisons:
         name = c.names[1]
-        own = c.table[[*(f"{name} {a}" for a in (*answered, "score")), f"{base} score", "difference", "outcome"]]
-        parts.append(own.rename(columns={
-            f"{base} score": f"{base} score beside {name}", "difference": f"{name} difference", "outcome": f"{name} outcome"}))
+        columns = [*(f"{name} {a}" for a in (*answered, "score")), f"{base} score", "difference", "outcome"]
+        new = {"difference": f"{name} difference", "outcome": f"{name} outcome"}
+        parts.append(c.table[columns].rename(columns=new | {f"{base} score": f"{base} score beside {name}"}))
     return pd.concat(parts, axis=1)
 
-# %% ../nbs/50_evaluate.ipynb #33436a8b
+# %% ../nbs/50_evaluate.ipynb #d3256059
 def wins(
     c:Comparison, # As from `compare`
 )->WinRate: # Of the second model
@@ -183,8 +210,10 @@ def wins(
     w = win_rate([None if d != d else d for d in c.table.difference])
     rate = w.rate
     if rate.n < 30 or rate.high - rate.low > .2:
-        warnings.warn(f"{plural(rate.n, 'instruction')} {'is' if rate.n == 1 else 'are'} too few to tell: with {rate.n} others the "
-                      f"result could be quite different. Compare on more before you believe a win rate of {rate.mean:.0%}.")
+        warnings.warn(f"{plural(rate.n, 'instruction')} {'is' if rate.n == 1 else 'are'} too few to tell: "
+                      f"with {rate.n} others the "
+                      "result could be quite different. Compare on more before you believe a win rate of "
+                      f"{rate.mean:.0%}.")
     return w
 
 # %% ../nbs/50_evaluate.ipynb #4d4de6b7
@@ -215,14 +244,15 @@ def measures(
         rows[name] = means | dict(difference=d.mean, low=d.low, high=d.high, n=d.n)
     return pd.DataFrame(rows).T.astype({"n": int})
 
-# %% ../nbs/50_evaluate.ipynb #1808f2af
+# %% ../nbs/50_evaluate.ipynb #5597d895
 def change(
     m, # A table as from `measures`, or some of its rows
     digits:int=2, # After the point, at least: as many as it takes to see a difference
 )->str: # "score 3.71 → 4.45, …"
     "Each measure before and after."
     def one(name, a, b):
-        d = next((d for d in range(digits, 6) if np.round(a, d) != np.round(b, d)), digits) # Rounds as pandas does
+        differs = lambda d: np.round(a, d) != np.round(b, d) # Rounds as pandas does
+        d = next(filter(differs, range(digits, 6)), digits)
         return f"{name} {np.round(a, d) + 0.:.{d}f} → {np.round(b, d) + 0.:.{d}f}"
     return ", ".join(one(*row) for row in zip(m.index, m[m.columns[0]], m[m.columns[1]]))
 
@@ -260,23 +290,3 @@ def plot_comparison(
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
     return fig
-
-# %% ../nbs/50_evaluate.ipynb #c8dcd0fe
-def check_comparison(
-    instructions:list[Instruction], # These are as in `compare`
-    completions:dict[str,list[Response]],
-    judge,
-    seen,
-):
-    "Refuse what says nothing about two models."
-    if not isinstance(completions, dict) or len(completions) != 2:
-        raise ValueError(f"two models are compared, as {{'base': …, 'tuned': …}}; found {abridged(completions)}")
-    if not hasattr(judge, "rank"):
-        raise ValueError(f"the judge must have `rank`, as `Oracle()` or `PairRM(…)`; found {abridged(judge)}")
-    if not instructions:
-        raise ValueError("there is no instruction to compare on. Draw some with `unseen`.")
-    trained = traces(seen)
-    known = [i for i in instructions if i.id in trained]
-    if known:
-        raise ValueError(f"{len(known)} of {plural(len(instructions), 'instruction')} had been trained on (the first is "
-                         f"{abridged(known[0].text)}). Compare on unseen ones: see `unseen`.")

@@ -18,20 +18,20 @@ from fastcore.basics import patch
 from .records import abridged
 from .journal import differences, first_process_first, write_atomically
 
-# %% ../nbs/70_settings.ipynb #f80f31dc
+# %% ../nbs/70_settings.ipynb #7577f3d8
 @dataclass(frozen=True)
 class LabelSettings:
     "What is asked, who answers, who ranks, and which pairs come of it."
     name:str # What it is called
     model:str # The model to start from: a folder, a hub name, or "tiny"
     judge:str # Who ranks: a PairRM checkpoint (folder or hub name), "my_judges.py:name", "tiny" or "oracle"
-    instructions:str|list[str]|dict[str,float] # What to train on: any source of `load_instructions`, or `{source: weight}`
-    test_instructions:str|list[str]|dict[str,float] = "" # What to compare on; empty = what is left of `instructions`
+    instructions:str|list[str]|dict[str,float] # What to train on, as for `load_instructions`
+    test_instructions:str|list[str]|dict[str,float] = "" # What to compare on; empty = the rest of these
     evaluator:str = "" # Who compares base and tuned; empty = the judge (of the tiny world, its oracle)
     seed:int = 42 # Of the draw of instructions, the sampling and the training
     num_instructions:int = 50 # How many to train on
     num_test_instructions:int = 10 # How many to compare on
-    near_duplicates:float|str|None = "auto" # Similarity from which two count as one; none = equal texts; auto = .8
+    near_duplicates:float|str|None = "auto" # Similarity from which two are one; none = equal texts, auto = .8
     max_prompt_tokens:int|None = None # Longer prompts are left out; none = what fits beside `max_new_tokens`
     responses_per_instruction:int = 5 # How many to rank
     temperature:float = .8 # Of the sampled responses
@@ -43,12 +43,12 @@ class LabelSettings:
     allow_cut:bool = False # May a response that was cut at the limit be chosen?
     endpoint:str = "" # Address of an OpenAI-compatible server that has the model and writes the responses
 
-# %% ../nbs/70_settings.ipynb #a42fbb39
+# %% ../nbs/70_settings.ipynb #b6411eea
 @dataclass(frozen=True)
 class Recipe(LabelSettings):
     "The settings of a run."
     adapter:str = "" # An adapter that the model starts with: a folder or a hub name; empty = none
-    reference:str = "base" # What DPO holds the model to: "base" = without adapters, "start" = with `adapter` as it was
+    reference:str = "base" # What DPO holds to: "base" = no adapter, "start" = `adapter` as it was
     learning_rate:float = 5e-5 # Peak learning rate
     num_epochs:float = 1. # Passes over the pairs
     batch_size:int = 4 # Pairs a forward, on average: all pairs of a prompt stay together
@@ -65,7 +65,7 @@ class Recipe(LabelSettings):
     revision:str|None = None # Commit of the model on the hub, to be sure of the files; none = the latest
     threads:int|None = None # Torch threads; none = torch's choice. A small model has one in any case
 
-# %% ../nbs/70_settings.ipynb #a05500c1
+# %% ../nbs/70_settings.ipynb #b6b4da21
 def in_tiny_world(
     source:str|list[str]|dict[str,float], # Of instructions
 )->bool:
@@ -82,25 +82,29 @@ def resolve(
     near = r.near_duplicates
     if near == "auto":
         near = None if tiny and in_tiny_world(r.instructions) else .8
-    return replace(r, test_instructions=test, evaluator=r.evaluator or ("oracle" if tiny else r.judge), near_duplicates=near)
+    evaluator = r.evaluator or ("oracle" if tiny else r.judge)
+    return replace(r, test_instructions=test, evaluator=evaluator, near_duplicates=near)
 
-# %% ../nbs/70_settings.ipynb #bae5e715
+# %% ../nbs/70_settings.ipynb #4c32e4de
 def as_kept(
     recipe:Recipe, # Or a recipe of another kind: any dataclass of texts and numbers
 )->Recipe: # With nothing left open, and the types that are declared
     "A recipe as its folder keeps it."
     if not is_dataclass(recipe) or isinstance(recipe, type):
-        raise ValueError(f"expected a `Recipe`; found {abridged(recipe)}. `recipes` has some by name: recipes['tiny'].")
+        raise ValueError(f"expected a `Recipe`; found {abridged(recipe)}. `recipes` has some by name: "
+                         "recipes['tiny'].")
     def as_text(value):
         if isinstance(value, Path):
             return str(value)
-        raise ValueError(f"a recipe holds texts and numbers; found {abridged(value)}. Name a judge as 'my_judges.py:name'.")
+        raise ValueError(f"a recipe holds texts and numbers; found {abridged(value)}. Name a judge as "
+                         "'my_judges.py:name'.")
     plain = json.loads(json.dumps(asdict(recipe), default=as_text))
     try:
         typed = msgspec.convert(plain, type(recipe))
     except msgspec.ValidationError as e:
         why, _, name = str(e).replace("`", "").partition(" - at $.")
-        raise ValueError(f"{name or 'a field'} of the recipe is {abridged(plain.get(name))}. {why}.") from None
+        raise ValueError(f"{name or 'a field'} of the recipe is {abridged(plain.get(name))}. "
+                         f"{why}.") from None
     return resolve(typed) if isinstance(typed, Recipe) else typed
 
 # %% ../nbs/70_settings.ipynb #8ea2d454
@@ -113,9 +117,10 @@ def installed_versions()->dict[str,str]: # Of the libraries whose numbers a resu
             return "not installed"
     return {n: find(n) for n in "dpo_nb torch transformers trl peft bitsandbytes datasets tokenizers".split()}
 
-# %% ../nbs/70_settings.ipynb #d3c91e08
-MADE_BY_STAGES = """instructions.jsonl test_instructions.jsonl passed_over.csv responses.jsonl rankings.jsonl pairs
-    training.json training.jsonl health.jsonl reference.jsonl curves.png checkpoints adapter evaluation""".split()
+# %% ../nbs/70_settings.ipynb #93dd01ae
+MADE_BY_STAGES = """instructions.jsonl test_instructions.jsonl passed_over.csv responses.jsonl
+    rankings.jsonl pairs training.json training.jsonl health.jsonl reference.jsonl curves.png checkpoints
+    adapter evaluation""".split()
 
 class Run:
     "The folder of one run: its recipe, journals, adapter and evaluation."
@@ -133,14 +138,15 @@ class Run:
 
     def __truediv__(self, name): return self.path/name
 
-# %% ../nbs/70_settings.ipynb #76a635ba
+# %% ../nbs/70_settings.ipynb #6c22ac4b
 @patch
 def _begin(self:Run, recipe):
     if recipe is None:
         raise ValueError(f"{self.path} is no run folder (it has no recipe.json). Give a recipe to begin one.")
     taken = [name for name in MADE_BY_STAGES if (self.path/name).exists()]
     if taken:
-        raise ValueError(f"{self.path} has no recipe.json, but it has {', '.join(taken)}. Use another folder.")
+        raise ValueError(f"{self.path} has no recipe.json, but it has {', '.join(taken)}. Use another "
+                         "folder.")
     self.recipe = as_kept(recipe)
     self._save()
 
@@ -162,7 +168,7 @@ def by_earlier_version(
     return rest | dict(dpo=dpo, looks=looks, evaluator=kept.get("evaluator") or kept["judge"],
                        test_instructions=kept.get("test_instructions") or kept["instructions"])
 
-# %% ../nbs/70_settings.ipynb #09f8f211
+# %% ../nbs/70_settings.ipynb #c1453e9e
 @patch
 def _open(self:Run, recipe):
     kind = type(recipe) if recipe else Recipe
@@ -171,8 +177,9 @@ def _open(self:Run, recipe):
         kept = by_earlier_version(written) if kind is Recipe else written
         self.recipe = msgspec.convert(kept, kind)
     except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(f"{self.file} is damaged ({e}). Restore it; or go on with the scripts of the single stages "
-                         f"(dpo_generate and so on), which need only the settings and --output_dir {self.path}.") from None
+        raise ValueError(f"{self.file} is damaged ({e}). Restore it; or go on with the scripts of the single "
+                         "stages (dpo_generate and so on), which need only the settings and --output_dir "
+                         f"{self.path}.") from None
     lacking = {name: kept[name] for name in kept.keys() - written.keys()}
     wanted = replace(as_kept(recipe or self.recipe), **lacking)
     self._check_same(kept, wanted)
@@ -180,10 +187,11 @@ def _open(self:Run, recipe):
         self.recipe = wanted
         self._save()
 
-# %% ../nbs/70_settings.ipynb #1b966e10
+# %% ../nbs/70_settings.ipynb #0d407efe
 @patch
 def _check_same(self:Run, kept, wanted):
     fixed = lambda settings: settings | {"endpoint": bool(settings.get("endpoint")), "stop_on_alarm": None}
     differ = differences(fixed(kept | asdict(self.recipe)), fixed(asdict(wanted)))
     if differ:
-        raise ValueError(f"{self.path} is the run of another recipe ({differ}). Go on with the old one, or use another folder.")
+        raise ValueError(f"{self.path} is the run of another recipe ({differ}). Go on with the old one, or "
+                         "use another folder.")

@@ -24,7 +24,7 @@ from .records import plural, printable
 from .journal import process
 from .settings import LabelSettings, Recipe, resolve
 
-# %% ../nbs/74_terminal.ipynb #45f9ae3d
+# %% ../nbs/74_terminal.ipynb #8f9820cb
 def json_object(
     text:str, # What stands behind a flag
 )->dict:
@@ -34,7 +34,8 @@ def json_object(
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError(f"expected a JSON object such as '{{\"loss_type\": \"ipo\"}}'; found {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a JSON object such as '{{\"loss_type\": \"ipo\"}}'; "
+                                         f"found {text!r}")
     return found
 
 def instruction_source(
@@ -68,7 +69,7 @@ def flag_type(
         return kind, instruction_source
     return kind, value_or_word(kind) if type(None) in kinds else kind
 
-# %% ../nbs/74_terminal.ipynb #4cb9e788
+# %% ../nbs/74_terminal.ipynb #93c8bcc9
 def recipe_flags(
     parser:argparse.ArgumentParser, # Gets a flag for each of these fields of `Recipe`
     names:list[str], # Fields
@@ -84,7 +85,8 @@ def recipe_flags(
         kind, read = flag_type(name)
         now = getattr(recipe, name)
         now = "none" if now in (None, "") else json.dumps(now) if isinstance(now, (dict, list)) else now
-        how = dict(type=read, choices=choices.get(name), metavar={dict: "JSON", str: "TEXT", int: "N", float: "X"}.get(kind))
+        metavar = {dict: "JSON", str: "TEXT", int: "N", float: "X"}.get(kind)
+        how = dict(type=read, choices=choices.get(name), metavar=metavar)
         if kind is bool:
             how = dict(action=argparse.BooleanOptionalAction)
         text = f"{help[name]} [{now}]".replace("`", "").replace("%", "%%")
@@ -107,7 +109,7 @@ def with_flags(
         values["dpo"] = recipe.dpo | values["dpo"]
     return replace(recipe, **values)
 
-# %% ../nbs/74_terminal.ipynb #8aa3fb17
+# %% ../nbs/74_terminal.ipynb #3c441cb6
 class Flags(argparse.ArgumentParser):
     "A parser whose errors name the nearest flag, and say where all are listed."
     def error(self, message):
@@ -125,11 +127,11 @@ def find_start(
     from dpo_nb.running import find_recipe
     start = find_recipe(name)
     if not isinstance(start, Recipe):
-        raise ValueError(f"{name} is a recipe of another kind, and {script} knows the settings of a `Recipe`. "
+        raise ValueError(f"{name} is a recipe of another kind, and {script} knows those of a `Recipe` only. "
                          "Run it with dpo_run DIR --recipe NAME.")
     return start
 
-# %% ../nbs/74_terminal.ipynb #1cac8a7c
+# %% ../nbs/74_terminal.ipynb #104f8eac
 def parse(
     name:str, # Of the script
     about:str, # One sentence
@@ -150,7 +152,8 @@ def parse(
         parser.add_argument(f"--{flag}", **how)
     if "output_file" not in more:
         folder = f"runs/{recipe.name}"
-        parser.add_argument("--output_dir", metavar="DIR", default=folder, help=f"folder of the run; what is there is kept [{folder}]")
+        parser.add_argument("--output_dir", metavar="DIR", default=folder,
+                            help=f"folder of the run; what is there is kept [{folder}]")
     recipe_flags(parser, settings, recipe, earlier)
     given = parser.parse_args(args)
     return with_flags(recipe, given), given
@@ -185,7 +188,7 @@ def sparkline(
     blocks = "".join("▁▂▃▄▅▆▇█"[int(7 * (m - low) / (high - low or 1))] for m in means)
     return f"{means[0]:8.3f} {blocks} {means[-1]:.3f}"
 
-# %% ../nbs/74_terminal.ipynb #f1e284ee
+# %% ../nbs/74_terminal.ipynb #0deb22e9
 CURVES = {"loss": "loss", "rewards/margins": "reward margin", "rewards/accuracies": "reward accuracy",
           "logps/chosen": "chosen log-prob.", "logps/rejected": "rejected log-prob."}
 
@@ -201,7 +204,8 @@ def show_training(
     for alarm in training.alarms:
         print(f"\nAlarm: {alarm}")
     if training.skipped:
-        print(f"\nNote: {training.skipped} steps changed nothing, because their gradients were not finite in float16")
+        print(f"\nNote: {training.skipped} steps changed nothing, because their gradients were not finite in "
+              "float16")
     if len(training.dropped):
         reasons = training.dropped.reason.value_counts().to_dict()
         print(f"\nNote: not trained on: {plural(len(training.dropped), 'pair')}, {reasons}")
@@ -223,7 +227,7 @@ def show_answers(
     if len(table) > examples:
         print(f"  … and {len(table) - examples} more\n")
 
-# %% ../nbs/74_terminal.ipynb #3ae47585
+# %% ../nbs/74_terminal.ipynb #76505b74
 def show_verdict(
     c, # `Comparison` of `compare`
 ):
@@ -242,7 +246,8 @@ def show_verdict(
     if points:
         print(f"The {c.judge} gives a point each for: {', '.join(points[0])}; the score is their sum.")
     counts = f"{w.wins} better, {w.ties} equal, {w.losses} worse of {w.rate.n}"
-    print(f"{tuned} against {base}, judged by {c.judge}: {counts}; win rate {w.rate}, 95% interval over instructions")
+    print(f"{tuned} against {base}, judged by {c.judge}: {counts}; win rate {w.rate}, 95% interval over "
+          "instructions")
     print(verdict(c))
 
 def show_result(
@@ -251,7 +256,8 @@ def show_result(
     "Print the funnel, the curves, some answers, and the verdict."
     c = result.comparison
     folder = result.run.path
-    print(f"\nThe funnel: what became of {len(result.pairs.fates)} responses\n\n{result.pairs.funnel.to_string()}")
+    print(f"\nThe funnel: what became of {len(result.pairs.fates)} "
+          f"responses\n\n{result.pairs.funnel.to_string()}")
     show_training(result.training)
     for note in result.notes:
         print(f"\nNote: {note}")
@@ -260,7 +266,7 @@ def show_result(
     print(f"\nPictures: {folder/'curves.png'}, {folder/'evaluation'/'comparison.png'}")
     print(f"All answers: {folder/'evaluation'/'comparison.csv'}")
 
-# %% ../nbs/74_terminal.ipynb #2d11fbcf
+# %% ../nbs/74_terminal.ipynb #e990a432
 WAY_ON = {
     errno.ENOSPC: "Make room there; the same command then goes on where it was.",
     errno.EDQUOT: "Make room there; the same command then goes on where it was.",
@@ -279,8 +285,9 @@ def user_error(
         way_on = WAY_ON.get(e.errno, "Choose another place.")
         return f"{printable(str(e.filename), 200)} cannot be used ({e.strerror}). {way_on}"
     if isinstance(e, RuntimeError):
-        return ("the GPU is out of memory. Lower batch_size, generation_batch or max_prompt_tokens, or give quantization nf4; "
-                "what is larger than a GPU is trained in parts (dpo_train --sharded). What is done so far is kept.")
+        return ("the GPU is out of memory. Lower batch_size, generation_batch or max_prompt_tokens, or give "
+                "what is larger than a GPU is trained in parts (dpo_train --sharded). What is done so far is "
+                "kept.")
     return printable(str(e), 4000)
 
 # %% ../nbs/74_terminal.ipynb #85cf2efd
