@@ -182,45 +182,46 @@ def _write(self:Journal, complete=False):
     self.complete, self.size = complete, self.path.stat().st_size
     self.found = self.size
 
-# %% ../nbs/01_journal.ipynb #d0eb0674
-@patch
-def _differences(self:Journal, head:bytes)->str: # As in `differences`
+# %% ../nbs/01_journal.ipynb #ad39a157
+def _parse_head(line:bytes)->dict: # Empty if it is none
     try:
-        old = json.loads(head)
-        kind, self.complete, old = old["journal"], old["complete"], old["settings"]
-    except (ValueError, TypeError, KeyError):
-        kind = None
-    if kind != self.record.__name__:
-        raise ValueError(f"{self.path}, line 1 does not begin a journal of {self.record.__name__} records. "
-                         "Restore that line, or choose another path.")
-    if self.settings is None:
-        self.settings = old
-    return differences(renamed(old, self.settings), self.settings)
+        return dict(json.loads(line))
+    except (ValueError, TypeError):
+        return {}
 
-# %% ../nbs/01_journal.ipynb #c2026f7f
 @patch
 def _load(self:Journal):
     if not self.path.exists():
         return self._write()
     with open(self.path, "rb") as f:
-        head = f.readline()
-        differ, empty = self._differences(head), self.path.stat().st_size == len(head)
-        if differ and empty and not self.complete:
+        line = f.readline()
+        head, self.size, self.found = _parse_head(line), len(line), self.path.stat().st_size
+        if head.get("journal") != self.record.__name__:
+            raise ValueError(f"{self.path}, line 1 does not begin a journal of {self.record.__name__}s. "
+                             "Restore that line, or choose another path.")
+        self.complete, old = head["complete"], head["settings"]
+        self.settings = old if self.settings is None else self.settings
+        differ = differences(renamed(old, self.settings), self.settings)
+        if differ and self.found == self.size and not self.complete:
             return self._write()
         if differ:
             raise ValueError(f"{self.path} was made with other settings ({differ}). "
-                             "Go on with the old ones, write elsewhere, or rename this file to begin anew.")
-        self.size, self.found = len(head), self.path.stat().st_size
-        for n, line in enumerate(f, 2):
-            if not line.endswith(b"\n"):
-                break
-            row = from_json(line, self.record, f"{self.path}, line {n}")
-            if row.key in self.rows:
-                raise ValueError(f"{self.path}, line {n} repeats {describe_key(row.key)}. Remove one.")
-            self.rows[row.key] = row
-            self.size += len(line)
+                             "Go on with the old ones, write elsewhere, or rename this file.")
+        self._load_rows(f)
 
-# %% ../nbs/01_journal.ipynb #b6adcf67
+# %% ../nbs/01_journal.ipynb #816a0183
+@patch
+def _load_rows(self:Journal, lines):
+    for n, line in enumerate(lines, 2):
+        if not line.endswith(b"\n"):
+            break
+        row = from_json(line, self.record, f"{self.path}, line {n}")
+        if row.key in self.rows:
+            raise ValueError(f"{self.path}, line {n} repeats {describe_key(row.key)}. Remove one.")
+        self.rows[row.key] = row
+        self.size += len(line)
+
+# %% ../nbs/01_journal.ipynb #6d5e189e
 @patch
 def _check_untouched(self:Journal):
     if self.path.stat().st_size != self.found:
@@ -235,9 +236,11 @@ def append(self:Journal,
         return
     new = {r.key: r for r in rows}
     if len(new) < len(rows) or self.rows.keys() & new.keys():
-        raise ValueError(f"{self.path} already has one of these rows. Each is written once.")
+        raise ValueError(f"{self.path} already has one of these rows.")
     if self.number:
-        self._own_part().append(rows)
+        path = self.path.with_name(f"{self.path.stem}.process{self.number}{self.path.suffix}")
+        self.part = self.part or Journal(path, self.record, self.settings, shared=False)
+        self.part.append(rows)
     else:
         self._check_untouched()
         if self.complete:
@@ -259,16 +262,9 @@ def _write_behind(self:Journal, data:bytes):
         os.truncate(self.path, self.size)
         self.found = self.size
 
-# %% ../nbs/01_journal.ipynb #f344ad60
+# %% ../nbs/01_journal.ipynb #d8f15bec
 def _parts(path):
     return sorted(path.parent.glob(f"{escape(path.stem)}.process*{path.suffix}"))
-
-@patch
-def _own_part(self:Journal):
-    if not self.part:
-        path = self.path.with_name(f"{self.path.stem}.process{self.number}{self.path.suffix}")
-        self.part = Journal(path, self.record, self.settings, shared=False)
-    return self.part
 
 @patch
 def _take_in(self:Journal):
@@ -320,7 +316,7 @@ def read_journal(
         raise ValueError(f"{path} is not complete. Run the stage that makes it first, as it was begun.")
     return [j.rows[k] for k in sorted(j.rows)]
 
-# %% ../nbs/01_journal.ipynb #01d6bc2c
+# %% ../nbs/01_journal.ipynb #a027be03
 def rows_so_far(
     path:str|Path, # A journal, or nothing
     record:type, # What its lines hold
@@ -333,11 +329,10 @@ def journal_settings(
     path:str|Path, # A journal, or nothing
 )->dict: # Empty if there is none
     "The settings that a journal was begun with."
-    try:
-        with open(path, "rb") as f:
-            return dict(json.loads(f.readline())["settings"])
-    except (OSError, ValueError, TypeError, KeyError):
+    if not Path(path).is_file():
         return {}
+    with open(path, "rb") as f:
+        return _parse_head(f.readline()).get("settings", {})
 
 # %% ../nbs/01_journal.ipynb #56774e24
 @contextmanager

@@ -7,7 +7,7 @@ __all__ = ['DAY', 'PLAIN_TEMPLATE', 'PLAIN_STOP', 'EXAMPLE', 'SMALL', 'MEANS', '
            'best_device', 'best_dtype', 'threads_for', 'identity', 'nf4', 'short_bars', 'why_not', 'settle',
            'fsdp_configured', 'check_device', 'check_precision', 'load_lm', 'is_sharded', 'check_whole']
 
-# %% ../nbs/13_models.ipynb #81548552
+# %% ../nbs/13_models.ipynb #d78bf468
 import logging, os, re
 from contextlib import contextmanager
 from datetime import date
@@ -17,10 +17,10 @@ from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 
-from .records import digest, plural, sha256, shown
-from .journal import meet, process
+from .records import abridged, digest, plural, sha256
+from .journal import process, wait_for_all
 from .tiny import tiny_path
-from .hub import commit, HUB_SAYS, hub_says, hub_token, way_on
+from .hub import commit, hub_says, hub_token, no_answer, way_on
 
 # %% ../nbs/13_models.ipynb #7b417f7a
 DAY = date(2024, 7, 26) # The day that it always is
@@ -93,7 +93,7 @@ def _template(self:LM, messages, **kwargs)->list[int]:
         raise ValueError(f"the chat template of {self.name} refuses this conversation ({roles}): {e}. "
             "Most take the user and the assistant in turn, after one system message.") from None
 
-# %% ../nbs/13_models.ipynb #474b07c4
+# %% ../nbs/13_models.ipynb #e2ed522c
 EXAMPLE = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "answer"}]
 
 @patch(as_prop=True)
@@ -108,7 +108,7 @@ def _end_id(self:LM):
     text = tokenizer.decode(self._template(EXAMPLE))
     if "answer" not in text:
         raise ValueError(f"the chat template of {self.name} does not write messages of plain text: "
-            f"'answer' becomes {shown(text, 80)}. Correct it in chat_template.jinja.")
+            f"'answer' becomes {abridged(text, 80)}. Correct it in chat_template.jinja.")
     behind = tokenizer(text.rpartition("answer")[2], add_special_tokens=False).input_ids
     added = tokenizer.added_tokens_decoder
     named = [i for i in behind if i in added and added[i].content in tokenizer.chat_control_tokens]
@@ -244,7 +244,7 @@ def short_bars(
     finally:
         if hide: bars.enable_progress_bar()
 
-# %% ../nbs/13_models.ipynb #78a74cce
+# %% ../nbs/13_models.ipynb #6c756c59
 MEANS = { # What an error of `transformers` has in it → what it means
     "SafetensorError": "its weights are damaged. Fetch or copy them again.",
     "safetensors": "it has no safetensors. Only those are read, because a pickle can run code.",
@@ -259,13 +259,10 @@ def why_not(
     error:Exception, # What `transformers` raised
 )->str: # A sentence or two
     "Why a model cannot be loaded, and what to do."
-    if says := hub_says(error):
-        return f"{HUB_SAYS[says]}. {way_on(name, says)}"
-    text = f"{type(error).__name__}: {error}"
-    if known := next((MEANS[words] for words in MEANS if words in text), ""):
-        return known
-    hint = "" if Path(name).is_dir() else " Is it a folder here, or the exact name of a model on the hub?"
-    return f"{str(error).strip().partition(chr(10))[0]}{hint}"
+    says, text = hub_says(error), f"{type(error).__name__}: {error}"
+    meaning = next((MEANS[words] for words in MEANS if words in text and not says), "")
+    way = way_on(name, says) if says or not Path(name).is_dir() else ""
+    return meaning or f"{no_answer(error)}. {way}".rstrip()
 
 # %% ../nbs/13_models.ipynb #0ea6d7f3
 def _pretrained(name, revision, **how):
@@ -304,7 +301,7 @@ def settle(
             t.data = t.data.to(dtype)
     return four[0].weight.quant_type if four else None
 
-# %% ../nbs/13_models.ipynb #0f8830bf
+# %% ../nbs/13_models.ipynb #6cfebb7a
 def fsdp_configured(
     value:str|None, # Of ACCELERATE_USE_FSDP
 )->bool:
@@ -317,7 +314,7 @@ def _shards(quantization):
         raise ValueError("a model is sharded over several processes, and this is one. Start it by torchrun.")
     if quantization:
         raise ValueError("4-bit weights cannot be sharded. Leave quantization out, or load the model whole.")
-    meet() # Starts the process group that the shards need
+    wait_for_all() # Starts the process group that the shards need
     return dict(distributed_config=DistributedConfig(fsdp_size=process().count))
 
 # %% ../nbs/13_models.ipynb #d5edbf26
@@ -340,7 +337,7 @@ def check_precision(
     if quantization not in (None, "nf4"):
         raise ValueError(f"quantization must be 'nf4' or None; found {quantization!r}")
 
-# %% ../nbs/13_models.ipynb #2385579f
+# %% ../nbs/13_models.ipynb #d6556bf0
 def load_lm(
     name:str|Path, # A hub name, a folder, or "tiny" for the model that comes with this package
     dtype:str="auto", # "float32", "float16", "bfloat16", or "auto" = what fits the device
@@ -365,8 +362,8 @@ def load_lm(
     with short_bars(local):
         tokenizer, model = _pretrained(str(folder), revision, dtype=dtype, **how)
     if len(tokenizer) > (rows := model.get_input_embeddings().num_embeddings):
-        raise ValueError(f"the tokenizer of {name} has {len(tokenizer):,} tokens, but the model knows {rows:,}. "
-            "Fetch the model's own.")
+        raise ValueError(f"the tokenizer of {name} has {len(tokenizer):,} tokens, but the model knows "
+            f"{rows:,}. Fetch the model's own.")
     known = identity(folder) if local else dict(weights=commit(str(name), revision))
     lm = LM(model.eval(), tokenizer, str(name), weights=known["weights"])
     lm.settings |= dict(known, quantization=settle(model, dtype))

@@ -50,14 +50,15 @@ class WinRate(NamedTuple):
     losses:int
     unjudged:int # Left out of the rate
 
-# %% ../nbs/04_stats.ipynb #6a96e432
+# %% ../nbs/04_stats.ipynb #658f06e2
 def win_rate(
     differences:list[float|None], # One an instruction: our score minus theirs, `None` = not judged
 )->WinRate:
     "The win rate over instructions, with its 95% interval."
     judged = np.array([d for d in differences if d is not None], dtype=float)
     if not len(judged):
-        raise ValueError(f"no instruction was judged, of {len(differences)} that there are. Give another judge.")
+        asked = len(differences)
+        raise ValueError(f"no instruction was judged, of {asked} that were asked. Check the judge.")
     wins, losses = int((judged > 0).sum()), int((judged < 0).sum())
     ties, unjudged = len(judged) - wins - losses, len(differences) - len(judged)
     return WinRate(bootstrap(np.sign(judged) / 2 + .5), wins, ties, losses, unjudged)

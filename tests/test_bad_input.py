@@ -352,7 +352,7 @@ def _(): return lambda: Endpoint("localhost:8000", "any")
 @case(MODEL, "a server's address with the key in it", "must hold no password … Give the key as OPENAI_API_KEY")
 def _(): return lambda: Endpoint("http://localhost:8000?key=secret", "any")
 
-@case(MODEL, "a server that is not there", "http://localhost:8000 … Is it running")
+@case(MODEL, "a server that is not there", "http://localhost:8000 … Check its address, and that it runs")
 def _(): return lambda: generate(Endpoint("http://127.0.0.1:9", "any", key="-"), asked(), **SHORT)
 
 class Page(BaseHTTPRequestHandler):
@@ -371,7 +371,7 @@ def served(page, do):
             finally: server.shutdown()
     return told
 
-@case(MODEL, "a server that serves something else", "http://localhost:8000 … does not list its models … OpenAI-compatible")
+@case(MODEL, "a server that serves something else", "http://localhost:8000 … no answer of an OpenAI-compatible server … Check its address")
 def _(): return served(Page, lambda url: generate(Endpoint(url, "any", key="-"), asked(), **SHORT))
 
 class Locked(Page):
@@ -861,7 +861,7 @@ damaged("a line of a journal that is no JSON any more", "responses.jsonl, line 3
 damaged("a line of a journal without one of its fields", "responses.jsonl, line 2 … missing required field text … Restore the line", lambda rows: [rows[0], rows[1].replace('"text":', '"txt":'), *rows[2:]])
 damaged("a number as text in a journal", "responses.jsonl, line 2 … Expected int, got str in index … Restore the line", lambda rows: [rows[0], rows[1].replace('"index":0', '"index":"0"'), *rows[2:]])
 damaged("a line that stands twice in a journal", "responses.jsonl, line 8 repeats response 1 to instruction d47f41e14b3c621c … Remove one", lambda rows: [*rows, rows[-1]])
-damaged("a journal without its first line", "responses.jsonl, line 1 does not begin a journal of Response records … Restore that line", lambda rows: rows[1:])
+damaged("a journal without its first line", "responses.jsonl, line 1 does not begin a journal of Responses … Restore that line", lambda rows: rows[1:])
 
 def other(given, says, make=journal, **how):
     "Something else stands where the journal is to go."
@@ -871,7 +871,7 @@ def other(given, says, make=journal, **how):
 other("a journal in UTF-16", "responses.jsonl, line 1 does not begin a journal … choose another path", lambda: write("responses.jsonl", '{"format": 1}\n'.encode("utf-16")))
 other("a journal of another run, with another temperature", "responses.jsonl was made with other settings (temperature: 0.8 there, 0.1 now) … write elsewhere, or rename this file", temperature=.1)
 other("a journal of another run, with other instructions", "responses.jsonl was made with other settings (instructions: 3 there, 2 now) … write elsewhere", asked=asked()[:2])
-other("a journal of rankings in place of responses", "responses.jsonl, line 1 does not begin a journal of Response records … choose another path", lambda: Oracle().rank(asked(), answers(), "responses.jsonl"))
+other("a journal of rankings in place of responses", "responses.jsonl, line 1 does not begin a journal of Responses … choose another path", lambda: Oracle().rank(asked(), answers(), "responses.jsonl"))
 other("a file of one's own where the journal is to go", "responses.jsonl, line 1 does not begin a journal … choose another path", lambda: write("responses.jsonl", "Do not lose this.\n"))
 
 def generated(given, says, folder, make=lambda: None, around=lambda do: do, **how):

@@ -157,9 +157,9 @@ def test_before_the_run_begins(serve, tmp_path, monkeypatch):
         models = ["llama3:latest", "mistral"]
         def answer(self, body, k): self.say(dict(error=dict(message=f"The model `{body['model']}` does not exist.")), 404) if body["model"] not in self.models else super().answer(body, k)
     out, began = tmp_path/"responses.jsonl", time.monotonic()
-    refused(lambda: ask(f"http://127.0.0.1:{free_port()}", out), "gives no answer (APIConnectionError: [Errno 111] Connection refused). Is it running?", f"What has come is in {out}")
+    refused(lambda: ask(f"http://127.0.0.1:{free_port()}", out), "(APIConnectionError: [Errno 111] Connection refused). Check its address, and that it runs", f"What has come is in {out}")
     refused(lambda: ask(serve(Nowhere)), "/v1 answers 404 (<html>not here</html>). Check its address")
-    refused(lambda: ask(serve(Page)), "does not list its models. Is it an OpenAI-compatible server?")
+    refused(lambda: ask(serve(Page)), "no answer of an OpenAI-compatible server (JSONDecodeError")
     assert "sk-top-secret" not in refused(lambda: ask(serve(Locked)), "answers 401 (Incorrect API key provided: Bearer …). Check", "the key (OPENAI_API_KEY)")
     refused(lambda: ask(f"{serve(Server)}/openai"), "/openai answers 404 (no such page)")
     with pytest.warns(UserWarning, match="does not list 'llama3'. It lists llama3:latest, mistral."):
@@ -185,7 +185,7 @@ def test_retry_after_is_honoured(serve, after):
 
 @pytest.mark.parametrize("failure, why", [
     (error(429, "Rate limit reached"), "answers 429 (Rate limit reached). Check its log"), (error(500), "answers 500 (it is said why)"),
-    (drop, "gives no answer (APIConnectionError: "), (stall, "gives no answer (APITimeoutError"), (error(429, Retry_After="3600"), "answers 429")], ids="429 500 dropped stalled hour".split())
+    (drop, "(APIConnectionError: "), (stall, "(APITimeoutError"), (error(429, Retry_After="3600"), "answers 429")], ids="429 500 dropped stalled hour".split())
 def test_what_does_not_pass_says_what_is_kept_and_goes_on(serve, tmp_path, failure, why):
     out, ok = tmp_path/"responses.jsonl", lambda self: self.done("kept")
     handler = fails(ok, ok, ok, then=failure)
@@ -199,13 +199,13 @@ def test_what_does_not_pass_says_what_is_kept_and_goes_on(serve, tmp_path, failu
 def test_a_server_that_hangs_is_not_waited_for_for_hours(serve, monkeypatch):
     monkeypatch.setattr("dpo_nb.endpoint.WAITING", .3)
     began = time.monotonic()
-    refused(lambda: ask(serve(fails(then=stall)), timeout=.3), "gives no answer (TimeoutError", "raise timeout")
+    refused(lambda: ask(serve(fails(then=stall)), timeout=.3), "(TimeoutError", "raise timeout")
     assert time.monotonic() - began < 10
 
 @pytest.mark.parametrize("failure, why", [
-    (lambda self: self.say(b'{"choices": [{"message'), "no OpenAI-compatible server answers"), (lambda self: self.say(b"<html>Bad gateway</html>", Content_Type="text/html"), "b'<html>Bad gateway</html>'"),
-    (lambda self: self.say(b'\xff\xfe{"a"}'), "no OpenAI-compatible server answers"), (lambda self: self.say(dict(choices=[dict(message=dict(content="Hi"), finish_reason="stop")])), "KeyError('usage')"),
-    (lambda self: self.say(dict(choices=[dict(message=dict(content=["Hi"]), finish_reason="stop")], usage=dict(completion_tokens=1))), "no OpenAI-compatible server answers"),
+    (lambda self: self.say(b'{"choices": [{"message'), "no answer of an OpenAI-compatible server"), (lambda self: self.say(b"<html>Bad gateway</html>", Content_Type="text/html"), "JSONDecodeError"),
+    (lambda self: self.say(b'\xff\xfe{"a"}'), "no answer of an OpenAI-compatible server"), (lambda self: self.say(dict(choices=[dict(message=dict(content="Hi"), finish_reason="stop")])), "KeyError: 'usage'"),
+    (lambda self: self.say(dict(choices=[dict(message=dict(content=["Hi"]), finish_reason="stop")], usage=dict(completion_tokens=1))), "no answer of an OpenAI-compatible server"),
     (error(401, "the key has expired"), "answers 401 (the key has expired)"), (error(404, "the model was unloaded"), "answers 404 (the model was unloaded)"),
     (error(429, "You exceeded your current quota", x_should_retry="false"), "answers 429 (You exceeded your current quota)")], ids="half html bytes usage content 401 404 quota".split())
 def test_what_never_passes_stops_at_once(serve, tmp_path, failure, why):
