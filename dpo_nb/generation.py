@@ -368,13 +368,14 @@ def check_instructions(
             raise ValueError(f"instruction {i.id} ({abridged(i.text)}) is in the list twice. Remove one.")
         seen.add(i.id)
 
-# %% ../nbs/16_generation.ipynb #7357205b
+# %% ../nbs/16_generation.ipynb #7d3b5062
 def prompt_ids(
     lm:LM, # Its tokenizer, template and context
     instructions:list[Instruction], # All different
     max_new_tokens:int, # What must fit behind each prompt
 )->list[list[int]]: # Token ids of each prompt
     "The prompts as tokens, or the reason why they cannot be used."
+    check_whole(lm)
     prompts = []
     for i in instructions:
         try:
@@ -386,7 +387,7 @@ def prompt_ids(
             raise ValueError(f"instruction {i.id} ({abridged(i.text)}): {e}") from None
     return prompts
 
-# %% ../nbs/16_generation.ipynb #4fe8d4ff
+# %% ../nbs/16_generation.ipynb #d4d96fc8
 def generate(
     lm:LM|Endpoint, # The model that writes, here or behind a server
     instructions:list[Instruction], # What is asked; all different
@@ -408,7 +409,6 @@ def generate(
         return _ask_server(lm, instructions, n, out, seed, asked, top_k,
                            temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
     sampling = dict(temperature=temperature, top_k=top_k, top_p=top_p)
-    check_whole(lm)
     size = block_size(len(instructions), generation_batch) if refills(lm.model) else generation_batch
     blocks = plan(instructions, prompt_ids(lm, instructions, max_new_tokens), size)
     settings = dict(lm.settings, **sampling, **({"stop_text": lm.stop_text} if lm.stop_text else {}),
