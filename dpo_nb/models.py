@@ -348,7 +348,7 @@ def load_lm(
 )->LM:
     "Load a causal language model from safetensors."
     if fsdp_configured(os.environ.get("ACCELERATE_USE_FSDP")):
-        raise ValueError("accelerate is configured for FSDP, and only dpo_train uses that. Give sharded=True.")
+        raise ValueError("accelerate is configured for FSDP, and only dpo_train uses it. Give sharded=True.")
     device = check_device(device or best_device())
     check_precision(dtype, quantization)
     dtype = best_dtype(device) if dtype == "auto" else getattr(torch, dtype)
