@@ -120,15 +120,16 @@ def group_responses(
         given[r.index] = r
     return [(i, [given[k] for k in sorted(given) if not given[k].withheld]) for i, given in groups.values()]
 
-# %% ../nbs/02_judging.ipynb #48744b5f
+# %% ../nbs/02_judging.ipynb #6fe3550b
 def check_ranking(
     ranking:Ranking, # A ranking of
     texts:list[str], # … these texts?
 )->Ranking: # The same
     "Refuse a ranking of other texts."
     if len(ranking.scores) != len(texts) or ranking.responses != fingerprint(texts):
-        raise ValueError(f"the ranking of instruction {ranking.instruction_id} by {ranking.judge} is of other "
-                         f"texts than these {len(texts)}. Rename the file with the old rankings, and rank again.")
+        raise ValueError(f"the ranking of instruction {ranking.instruction_id} by {ranking.judge} "
+                         f"is of other texts than these {len(texts)}. "
+                         "Rename the file with the old rankings, and rank again.")
     return ranking
 
 # %% ../nbs/02_judging.ipynb #ae8da7d9
