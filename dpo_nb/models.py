@@ -337,7 +337,7 @@ def check_precision(
     if quantization not in (None, "nf4"):
         raise ValueError(f"quantization must be 'nf4' or None; found {quantization!r}")
 
-# %% ../nbs/13_models.ipynb #80555cff
+# %% ../nbs/13_models.ipynb #d6556bf0
 def load_lm(
     name:str|Path, # A hub name, a folder, or "tiny" for the model that comes with this package
     dtype:str="auto", # "float32", "float16", "bfloat16", or "auto" = what fits the device
@@ -348,7 +348,7 @@ def load_lm(
 )->LM:
     "Load a causal language model from safetensors."
     if fsdp_configured(os.environ.get("ACCELERATE_USE_FSDP")):
-        raise ValueError("accelerate is configured for FSDP, and only dpo_train uses it. Give `sharded=True`.")
+        raise ValueError("accelerate is configured for FSDP, and only dpo_train uses it. Give sharded=True.")
     device = check_device(device or best_device())
     check_precision(dtype, quantization)
     dtype = best_dtype(device) if dtype == "auto" else getattr(torch, dtype)
@@ -362,8 +362,8 @@ def load_lm(
     with short_bars(local):
         tokenizer, model = _pretrained(str(folder), revision, dtype=dtype, **how)
     if len(tokenizer) > (rows := model.get_input_embeddings().num_embeddings):
-        raise ValueError(f"the tokenizer of {name} has {len(tokenizer):,} tokens, but the model knows {rows:,}. "
-            "Fetch the model's own.")
+        raise ValueError(f"the tokenizer of {name} has {len(tokenizer):,} tokens, but the model knows "
+            f"{rows:,}. Fetch the model's own.")
     known = identity(folder) if local else dict(weights=commit(str(name), revision))
     lm = LM(model.eval(), tokenizer, str(name), weights=known["weights"])
     lm.settings |= dict(known, quantization=settle(model, dtype))
