@@ -7,8 +7,8 @@ __all__ = ['ROOM', 'BLOCK', 'pick', 'truncate', 'uniforms', 'Rows', 'roomy_layer
            'next_turn', 'read_response', 'plan', 'block_size', 'check_sampling', 'check_instructions', 'prompt_ids',
            'generate']
 
-# %% ../nbs/16_generation.ipynb #73eef9ac
-import hashlib
+# %% ../nbs/16_generation.ipynb #70ff8731
+import hashlib, math
 from functools import cache, partial
 from pathlib import Path
 
@@ -22,18 +22,18 @@ from .journal import Journal, own_part
 from .models import check_whole, LM, threads_for
 from .endpoint import ask_all, Endpoint, request_seed
 
-# %% ../nbs/16_generation.ipynb #138e6fff
+# %% ../nbs/16_generation.ipynb #d1dd862b
 def pick(
     logits:torch.Tensor, # (rows, vocabulary)
     uniforms:torch.Tensor, # (rows,), float64 in [0, 1)
     temperature:float=.8, # 0 = the most probable token
     top_k:int=0, # Only the k most probable tokens; 0 = all
-    top_p:float=1., # Only the most probable tokens that hold this mass together; 1 = all
+    top_p:float=1., # Only the most probable tokens that together hold this mass; 1 = all
 )->torch.Tensor: # (rows,), token ids
     "One token for each row: the inverse of the cumulative distribution at `uniforms`."
     if not logits.amax(-1).isfinite().all():
         raise ValueError("the model computes NaN or infinity. In float16, load it in bfloat16 or float32; "
-                         "otherwise its weights are damaged: fetch them again.")
+                         "else its weights are damaged: fetch them again.")
     if temperature == 0:
         return logits.argmax(-1)
     if logits.device.type == "mps":
@@ -59,7 +59,7 @@ def truncate(
     mass[mass.cumsum(-1) - mass >= top_p] = 0
     return torch.zeros_like(probs).scatter(-1, order, mass / mass.sum(-1, keepdim=True))
 
-# %% ../nbs/16_generation.ipynb #833e9dd8
+# %% ../nbs/16_generation.ipynb #695345a8
 def uniforms(
     seed:int, # Of the run
     instruction_id:str, # `Instruction.id`
@@ -67,8 +67,8 @@ def uniforms(
     size:int, # Steps
 )->np.ndarray: # (size,), float64 in [0, 1)
     "The random numbers of one response, one a step."
-    key = hashlib.sha256(f"{seed}|{instruction_id}|{index}".encode()).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(key, "big"))).random(size)
+    key = hashlib.sha256(f"{seed}|{instruction_id}|{index}".encode()).hexdigest()
+    return np.random.default_rng(int(key, 16)).random(size)
 
 # %% ../nbs/16_generation.ipynb #37092d6e
 class Rows:
@@ -140,14 +140,14 @@ def roomy_layer(): # A class, made when it is needed, since `transformers` takes
             return self.keys, self.values
     return RoomyLayer
 
-# %% ../nbs/16_generation.ipynb #24e85114
+# %% ../nbs/16_generation.ipynb #53ce820e
 def _layers_with(cache, name):
     return [layer for layer in cache.layers if getattr(layer, name, None) is not None]
 
 def _states(cache):
     layers = _layers_with(cache, "conv_states")
-    states = [s for layer in layers for s in (*layer.conv_states.values(), *layer.recurrent_states.values())]
-    return [s for s in states if s is not None]
+    kept = [states for layer in layers for states in (layer.conv_states, layer.recurrent_states)]
+    return [state for states in kept for state in states.values() if state is not None]
 
 # %% ../nbs/16_generation.ipynb #f7cf2f8e
 @patch
@@ -284,7 +284,7 @@ def read_response(
         return text.partition(lm.stop_text)[0].rstrip("\n"), True
     return text, False
 
-# %% ../nbs/16_generation.ipynb #46d87720
+# %% ../nbs/16_generation.ipynb #dcb6b0da
 def plan(
     instructions:list[Instruction], # In any order
     prompts:list[list[int]], # Their token ids
@@ -292,10 +292,10 @@ def plan(
 )->list[list[tuple]]: # Blocks of instructions with their prompts
     "Blocks that depend on the set of instructions only."
     order = sorted(zip(instructions, prompts), key=lambda pair: (-len(pair[1]), pair[0].id))
-    count = -(-len(order) // size)
+    count = math.ceil(len(order) / size)
     return [order[k * len(order) // count:(k + 1) * len(order) // count] for k in range(count)]
 
-# %% ../nbs/16_generation.ipynb #083508db
+# %% ../nbs/16_generation.ipynb #e34dcf04
 BLOCK = 8 # Batches a block, at most
 
 def block_size(
@@ -303,7 +303,7 @@ def block_size(
     batch_size:int, # Instructions a batch
 )->int: # Instructions a block
     "Eight batches, or as many as a quarter of the instructions needs."
-    return batch_size * max(1, min(BLOCK, -(-count // (4 * batch_size))))
+    return batch_size * max(1, min(BLOCK, math.ceil(count / 4 / batch_size)))
 
 # %% ../nbs/16_generation.ipynb #b630407d
 def _write_block(lm, n, batch_size, seed, max_new_tokens, sampling, block, bar):
@@ -318,14 +318,13 @@ def _write_block(lm, n, batch_size, seed, max_new_tokens, sampling, block, bar):
     return [Response(*key, text, len(ids), finished, lm.name, how, seed)
             for key, ids, (text, finished) in zip(keys, written.ids, read)]
 
-# %% ../nbs/16_generation.ipynb #3b21cda1
+# %% ../nbs/16_generation.ipynb #fb823d95
 def _write_missing(blocks, n, write, journal):
     "Write each block that has a response missing; all responses, by key."
     done = dict(journal.rows) if journal else {}
     todo = [b for b in blocks if any((i.id, k) not in done for i, _ in b for k in range(n))]
     todo = own_part(todo) if journal else todo
-    total = n * sum(map(len, todo))
-    with tqdm(desc="generating", unit="response", total=total, delay=2, leave=False) as bar:
+    with tqdm(desc="generating", unit="response", total=n * sum(map(len, todo)), delay=2, leave=False) as bar:
         for block in todo:
             new = [r for r in write(block, bar) if r.key not in done]
             done |= {r.key: r for r in new}
@@ -344,7 +343,7 @@ def _ask_server(endpoint, instructions, n, out, seed, asked, top_k, **sampling):
     settings = dict(responses_per_instruction=n, seed=seed, instructions=asked)
     return ask_all(endpoint, questions, make, settings, sampling, out)
 
-# %% ../nbs/16_generation.ipynb #20f994aa
+# %% ../nbs/16_generation.ipynb #4834d288
 def check_sampling(
     responses_per_instruction, temperature, top_p, top_k, max_new_tokens, generation_batch, # As in `generate`
 ):
@@ -352,7 +351,7 @@ def check_sampling(
     given = locals()
     least = dict(responses_per_instruction=1, max_new_tokens=1, generation_batch=1, temperature=0, top_k=0)
     for name, low in least.items():
-        if not low <= given[name] < float("inf"):
+        if not low <= given[name] < math.inf:
             raise ValueError(f"{name} is {given[name]}. It must be at least {low}.")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}. It must be above 0 and at most 1.")
@@ -369,25 +368,26 @@ def check_instructions(
             raise ValueError(f"instruction {i.id} ({abridged(i.text)}) is in the list twice. Remove one.")
         seen.add(i.id)
 
-# %% ../nbs/16_generation.ipynb #9f529039
+# %% ../nbs/16_generation.ipynb #7d3b5062
 def prompt_ids(
     lm:LM, # Its tokenizer, template and context
     instructions:list[Instruction], # All different
     max_new_tokens:int, # What must fit behind each prompt
 )->list[list[int]]: # Token ids of each prompt
     "The prompts as tokens, or the reason why they cannot be used."
+    check_whole(lm)
     prompts = []
     for i in instructions:
         try:
             prompts.append(lm.encode(i.messages).prompt)
-            if len(prompts[-1]) + max_new_tokens > (lm.context or float("inf")):
+            if len(prompts[-1]) + max_new_tokens > (lm.context or math.inf):
                 raise ValueError(f"its prompt has {len(prompts[-1]):,} tokens, and {lm.name} has room for "
                                  f"{lm.context:,}. Shorten it, or lower max_new_tokens={max_new_tokens}.")
         except ValueError as e:
             raise ValueError(f"instruction {i.id} ({abridged(i.text)}): {e}") from None
     return prompts
 
-# %% ../nbs/16_generation.ipynb #4fe8d4ff
+# %% ../nbs/16_generation.ipynb #d4d96fc8
 def generate(
     lm:LM|Endpoint, # The model that writes, here or behind a server
     instructions:list[Instruction], # What is asked; all different
@@ -409,7 +409,6 @@ def generate(
         return _ask_server(lm, instructions, n, out, seed, asked, top_k,
                            temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
     sampling = dict(temperature=temperature, top_k=top_k, top_p=top_p)
-    check_whole(lm)
     size = block_size(len(instructions), generation_batch) if refills(lm.model) else generation_batch
     blocks = plan(instructions, prompt_ids(lm, instructions, max_new_tokens), size)
     settings = dict(lm.settings, **sampling, **({"stop_text": lm.stop_text} if lm.stop_text else {}),

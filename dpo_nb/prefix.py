@@ -63,10 +63,10 @@ def make_tree(
         places[r], before = path, row
     return Tree(ids, depth, end, label, places)
 
-# %% ../nbs/15_prefix.ipynb #376e6c84
+# %% ../nbs/15_prefix.ipynb #2ca9d416
 def tree_mask(
     end:torch.Tensor, # (tokens,), as in `Tree`
-)->torch.Tensor: # (tokens, tokens): whether the token of the row sees the token of the column
+)->torch.Tensor: # (tokens, tokens): whether the row's token sees the column's
     "Which tokens are ancestors of which."
     n = torch.arange(len(end), device=end.device)
     return (n[None, :] <= n[:, None]) & (n[:, None] < end[None, :])
