@@ -124,17 +124,19 @@ def check_start(
         check_shape(lora, start)
     return base, start, lora
 
-# %% ../nbs/44_dpo.ipynb #7cc79bd9
-WHOLE = "batch_size", "gradient_accumulation", "lora_r", "lora_alpha", "max_length" # They count something
+# %% ../nbs/44_dpo.ipynb #99cf6c24
+WHOLE = "batch_size", "gradient_accumulation", "lora_r", "lora_alpha", "max_length", "looks" # They count something
 
 def check_numbers(
-    **given, # Parameters of `train_dpo` that must be above 0; `None` = no limit
+    **given, # Parameters of `train_dpo`; `None` = no limit
 ):
     "Refuse a number that would train nothing."
     for name, value in given.items():
         kind, what = (Integral, "a whole number") if name in WHOLE else (Real, "a number")
-        if value is not None and not (isinstance(value, kind) and 0 < value < math.inf):
-            raise ValueError(f"{name} must be {what} above 0; found {value!r}")
+        from_zero = name == "looks"
+        meant = isinstance(value, kind) and (0 < value < math.inf or from_zero and value == 0)
+        if not meant and value is not None:
+            raise ValueError(f"{name} must be {what} {'from 0 on' if from_zero else 'above 0'}; found {value!r}")
 
 # %% ../nbs/44_dpo.ipynb #dc5e7a80
 def reference_settings(
@@ -198,7 +200,7 @@ def keep_training(
     trainer.accelerator.free_memory()
     trainer.optimizer = trainer.lr_scheduler = trainer.health.trainer = None
 
-# %% ../nbs/44_dpo.ipynb #e79e81d3
+# %% ../nbs/44_dpo.ipynb #18846e2e
 def train_dpo(
     lm:LM, # The model to start from, as from `load_lm` or `load_adapter`; it is not changed
     dataset, # A `Dataset` or a list of dicts: `prompt`, `chosen`, `rejected`, as texts or as messages
@@ -226,7 +228,7 @@ def train_dpo(
                   gradient_accumulation=gradient_accumulation, beta=beta)
     check_reference(reference)
     lora = dict(lora_r=lora_r, lora_alpha=lora_alpha)
-    check_numbers(**shared, **lora, max_length=max_length, save_steps=save_steps)
+    check_numbers(**shared, **lora, max_length=max_length, save_steps=save_steps, looks=looks)
     settings = dict(lm.settings, **shared, seed=seed, **lora, targets=targets, max_length=max_length,
                     reference=reference, pairs=pairs_digest(dataset), **dpo)
     settings = json.loads(json.dumps(settings)) # As they are read back

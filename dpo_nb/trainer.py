@@ -7,7 +7,7 @@ __all__ = ['TRL', 'INSIDES', 'OURS', 'FIXED', 'MEAN_OVER', 'REFERENCE', 'check_t
            'checkpoints', 'keep_two', 'is_whole', 'newest', 'Groups', 'narrow_steps', 'batch_counts', 'add_shares',
            'pair_trainer', 'gather_rows', 'check_packing', 'make_trainer', 'Reference', 'add_reference_logps']
 
-# %% ../nbs/43_trainer.ipynb #52a668d4
+# %% ../nbs/43_trainer.ipynb #3795ee80
 import copy, difflib, json, math, random, re, shutil, warnings
 from dataclasses import dataclass, fields
 from functools import cache
@@ -19,7 +19,6 @@ import torch
 from fastcore.basics import patch
 from tqdm import tqdm
 
-from .records import plural
 from .journal import disk_errors, Journal, own_part, process
 from .models import is_sharded, LM
 from .prefix import share_prefixes
@@ -234,7 +233,7 @@ def add_shares(
     for batch, *shares in zip(step, in_loss.tolist(), in_metrics.tolist()):
         batch["shares"] = shares
 
-# %% ../nbs/43_trainer.ipynb #1e63edeb
+# %% ../nbs/43_trainer.ipynb #83c155f6
 @cache
 def pair_trainer():
     "TRL's trainer on tokens. A function, so that TRL is imported only when something is trained."
@@ -244,7 +243,7 @@ def pair_trainer():
         def _prepare_dataset(self, dataset, *args): return dataset
         def _send_telemetry(self): pass
         def create_model_card(self, *args, **kwargs): pass
-        def _save(self, folder=None, state_dict=None): super()._save(folder, adapter_weights(self.model))
+        def _save(self, output_dir=None, **how): super()._save(output_dir, adapter_weights(self.model))
         def get_train_dataloader(self):
             return DataLoader(self.train_dataset, batch_sampler=self.groups, collate_fn=self.data_collator)
         def get_batch_samples(self, batches, count, device):

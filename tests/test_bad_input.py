@@ -665,6 +665,7 @@ training("a learning rate that is NaN", "learning_rate must be a number above 0;
 training("a learning rate as text", "learning_rate must be a number … found '5e-5'", learning_rate="5e-5")
 training("a learning rate that is far too high", "the loss is nan at step 2 … Lower the learning rate", tuple(pair(f"What is {a} + 1?") for a in range(8)), new="run/", learning_rate=1e30, batch_size=2, num_epochs=4, max_grad_norm=0)
 training("a negative number of epochs", "num_epochs must be a number above 0; found -1", num_epochs=-1)
+training("a negative number of looks", "looks must be a whole number from 0 on; found -1", looks=-1)
 training("a batch of 0 pairs", "batch_size must be a whole number above 0; found 0", batch_size=0)
 training("a beta of 0", "beta must be a number above 0; found 0.0", beta=0.)
 training("a reference that does not exist", "reference must be 'base' … or 'start' … found 'itself'", reference="itself")
