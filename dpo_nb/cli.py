@@ -199,6 +199,7 @@ def replace_table(
     seed {MODEL}""",
     earlier=dict(evaluator="judge"),
     base_model=dict(dest="model", metavar="TEXT", help="what the adapters belong to [the recipe's model]"),
+    model=dict(help=argparse.SUPPRESS), # Its name in the other scripts
     adapter=dict(dest="adapters", action="append", type=named_adapter, required=True, metavar="NAME=PATH",
                  help="an adapter and what to call it; may be given more than once"),
     output_file=dict(metavar="FILE", default="evaluation_results.csv", help="one row an instruction; the "
