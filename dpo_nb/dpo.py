@@ -64,7 +64,7 @@ def pairs_digest(
     keys = ("prompt", "chosen", "rejected", "chosen_finished", "rejected_finished")
     return f"{len(dataset)}, digest {digest([[row.get(k) for k in keys] for row in dataset])}"
 
-# %% ../nbs/44_dpo.ipynb #3565ce99
+# %% ../nbs/44_dpo.ipynb #60a21ab3
 def check_training(
     folder:Path, # Of the training
     settings:dict, # Of now
@@ -83,7 +83,8 @@ def check_training(
         raise ValueError(f"{file} is damaged, or something else wrote it. Use another folder.") from None
     differ = differences(old, settings)
     if differ and any(p.exists() for p in learned):
-        raise ValueError(f"{folder} holds another training ({differ}). Go on as before, or use another folder.")
+        raise ValueError(f"{folder} holds another training ({differ}). "
+                         "Go on as before, or use another folder.")
     return adapter.exists()
 
 # %% ../nbs/44_dpo.ipynb #89b1489d
@@ -124,8 +125,8 @@ def check_start(
         check_shape(lora, start)
     return base, start, lora
 
-# %% ../nbs/44_dpo.ipynb #99cf6c24
-WHOLE = "batch_size", "gradient_accumulation", "lora_r", "lora_alpha", "max_length", "looks" # They count something
+# %% ../nbs/44_dpo.ipynb #3fc251ee
+WHOLE = "batch_size", "gradient_accumulation", "lora_r", "lora_alpha", "max_length", "looks"
 
 def check_numbers(
     **given, # Parameters of `train_dpo`; `None` = no limit
@@ -133,10 +134,10 @@ def check_numbers(
     "Refuse a number that would train nothing."
     for name, value in given.items():
         kind, what = (Integral, "a whole number") if name in WHOLE else (Real, "a number")
-        from_zero = name == "looks"
-        meant = isinstance(value, kind) and (0 < value < math.inf or from_zero and value == 0)
+        least = "from 0 on" if name == "looks" else "above 0"
+        meant = isinstance(value, kind) and (0 < value < math.inf or value == 0 and name == "looks")
         if not meant and value is not None:
-            raise ValueError(f"{name} must be {what} {'from 0 on' if from_zero else 'above 0'}; found {value!r}")
+            raise ValueError(f"{name} must be {what} {least}; found {value!r}")
 
 # %% ../nbs/44_dpo.ipynb #dc5e7a80
 def reference_settings(
@@ -200,7 +201,7 @@ def keep_training(
     trainer.accelerator.free_memory()
     trainer.optimizer = trainer.lr_scheduler = trainer.health.trainer = None
 
-# %% ../nbs/44_dpo.ipynb #18846e2e
+# %% ../nbs/44_dpo.ipynb #50d1e103
 def train_dpo(
     lm:LM, # The model to start from, as from `load_lm` or `load_adapter`; it is not changed
     dataset, # A `Dataset` or a list of dicts: `prompt`, `chosen`, `rejected`, as texts or as messages
@@ -227,14 +228,14 @@ def train_dpo(
     shared = dict(learning_rate=learning_rate, num_epochs=num_epochs, batch_size=batch_size,
                   gradient_accumulation=gradient_accumulation, beta=beta)
     check_reference(reference)
-    lora = dict(lora_r=lora_r, lora_alpha=lora_alpha)
-    check_numbers(**shared, **lora, max_length=max_length, save_steps=save_steps, looks=looks)
-    settings = dict(lm.settings, **shared, seed=seed, **lora, targets=targets, max_length=max_length,
+    shape = dict(lora_r=lora_r, lora_alpha=lora_alpha)
+    check_numbers(**shared, **shape, max_length=max_length, save_steps=save_steps, looks=looks)
+    settings = dict(lm.settings, **shared, seed=seed, **shape, targets=targets, max_length=max_length,
                     reference=reference, pairs=pairs_digest(dataset), **dpo)
     settings = json.loads(json.dumps(settings)) # As they are read back
     if check_training(out, settings):
         return read_training(out)
-    base, start, lora = check_start(lm, **lora, targets=targets)
+    base, start, lora = check_start(lm, **shape, targets=targets)
     config = dpo_config(base, out/"checkpoints", **shared, seed=seed, save_steps=save_steps, **dpo)
     tokens, dropped = tokenize_pairs(base, rows, max_length)
     instructions = {**past(lm), **traces(seen), **instruction_traces(rows)}

@@ -111,7 +111,7 @@ def step_alarms(
     if skipped >= 5:
         yield "gradients overflow", f"in {skipped} of the last 10 steps a gradient was not finite"
 
-# %% ../nbs/42_health.ipynb #453f5ba4
+# %% ../nbs/42_health.ipynb #47ff9227
 MOST_UNENDED = .25 # Share of answers that may stop ending
 MOST_STRETCH = 1.5 # Times that answers may become longer or shorter
 
@@ -124,10 +124,12 @@ def look_alarms(
     fewer = first["finished"] - last["finished"]
     error = math.sqrt(sum(l["finished"] * (1 - l["finished"]) for l in (first, last)) / count)
     if fewer > max(MOST_UNENDED, 2.5 * error):
-        yield "responses do not end", f"{last['finished']:.0%} of answers end, and {first['finished']:.0%} at first"
+        before, now = first["finished"], last["finished"]
+        yield "responses do not end", f"{now:.0%} of answers end, and {before:.0%} at first"
     stretch = last["tokens"] / first["tokens"]
     if count >= 12 and not 1 / MOST_STRETCH <= stretch <= MOST_STRETCH:
-        yield "responses change in length", f"they have {last['tokens']:.0f} tokens, and had {first['tokens']:.0f}"
+        before, now = first["tokens"], last["tokens"]
+        yield "responses change in length", f"they have {now:.0f} tokens, and had {before:.0f}"
 
 # %% ../nbs/42_health.ipynb #75f9f2cb
 SWAPPED = "labels look swapped"
