@@ -261,10 +261,12 @@ def pair_trainer():
             return loss * in_loss[0]
         def log(self, logs, *args):
             super().log(logs, *args)
-            if "loss" in logs: self.health.step()
+            if "loss" in logs:
+                self.health.step()
         def _save_checkpoint(self, *args):
             folder, step = Path(self.args.output_dir), self.state.global_step
-            with disk_errors(folder/f"checkpoint-{step}"): super()._save_checkpoint(*args)
+            with disk_errors(folder/f"checkpoint-{step}"):
+                super()._save_checkpoint(*args)
             self.health.save()
             keep_two(folder, step)
     return PairTrainer
