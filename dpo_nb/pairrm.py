@@ -179,7 +179,7 @@ def rank(self:PairRM,
     "Rank the responses of each instruction, in the batches that the journal was begun with."
     self.check(instructions)
     with first_process_first():
-        judge, begun = copy.copy(self), journal_settings(out)
+        judge, begun = copy.copy(self), journal_settings(out) if out else {}
         judge.batch_size = begun.get("group", self.batch_size)
         if "max_tokens" in begun:
             judge.max_tokens = begun["max_tokens"]

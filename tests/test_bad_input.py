@@ -429,8 +429,8 @@ def hub(given, how, what, says):
         return told
 
 for how in ("silent", "gone"):
-    hub("LIMA", how, "lima", "LIMA cannot be fetched … the hub cannot be reached, or does not answer … needs a connection … Or give the path")
-    hub("a data set", how, "data", "someone/questions cannot be read … there is no file or folder of that name here, and the hub cannot be reached, or does not answer")
+    hub("LIMA", how, "lima", "LIMA cannot be fetched … the hub cannot be reached, or does not answer … Accept its licence … or give the path")
+    hub("a data set", how, "data", "someone/questions cannot be read as a data set: the hub cannot be reached, or does not answer … Is it a folder here")
     hub("a model", how, "model", "someone/model cannot be loaded … the hub cannot be reached, or does not answer … Is it a folder here")
     hub("a PairRM checkpoint", how, "judge", "someone/judge has no config.json, or the hub cannot be reached … Give llm-blender/PairRM or a folder")
     hub("an adapter", how, "adapter", "someone/adapter is no folder here, and the hub … cannot be reached, or does not answer")
@@ -657,7 +657,7 @@ training("pairs whose two sides are the same", "no pair can be trained on … ch
 training("pairs whose chosen side is empty", "no pair can be trained on … the chosen response is empty … Give other pairs", (pair(chosen=""),))
 training("only pairs that are longer than max_length", "no pair can be trained on … 17 tokens, and at most 8 fit … a larger max_length", max_length=8)
 training("a response of 1 MB", "no pair can be trained on … 540,012 tokens, and at most 512 fit", (pair(chosen="2 + 3 = 5. " * 90_000),), max_length=None)
-training("LoRA targets that match nothing", "no linear layer called c_attn … It has: down_proj … Give some of these as `targets`", targets=["c_attn"])
+training("LoRA targets that match nothing", "no linear layer called c_attn … Give some of down_proj … as `targets`", targets=["c_attn"])
 training("a rank of 0", "lora_r must be a whole number above 0; found 0", lora_r=0)
 training("a rank as text", "lora_r must be a whole number … found '16'", lora_r="16")
 training("a learning rate of 0", "learning_rate must be a number above 0; found 0.0", learning_rate=0.)
@@ -695,7 +695,7 @@ def theirs(given, says, name, content, do, **how):
 
 train_here = lambda: dpo_train(["--recipe", "tiny", "--dataset", "pairs.jsonl", "--output_dir", "."])
 theirs("a file of one's own called training.jsonl", "has 'training.jsonl', but no training.json. Use another folder", "training.jsonl", lines(pair()), train_here, error=SystemExit)
-theirs("a file of one's own called reference.jsonl", "reference.jsonl, line 1 is not what a journal begins with … choose another path", "reference.jsonl", lines(pair()), train_here, error=SystemExit)
+theirs("a file of one's own called reference.jsonl", "reference.jsonl, line 1 does not begin a journal … choose another path", "reference.jsonl", lines(pair()), train_here, error=SystemExit)
 theirs("a picture of one's own called curves.png", "has 'curves.png', but no training.json … Use another folder", "curves.png", b"PNG", train_here, error=SystemExit)
 theirs("a file of one's own called training.json", "training.json is damaged, or something else wrote it. Use another folder", "training.json", '{"mine": 1}', train_here, error=SystemExit)
 
@@ -777,7 +777,7 @@ def comparison(given, says, instructions=asked, completions=answered, judge=Orac
     def _(): return lambda: compare(instructions(), completions(), judge(), seen=seen())
 
 comparison("instructions that were trained on", "2 of 3 instructions had been trained on … 'Write a thank-you note … see `unseen`", seen=lambda: asked()[:2])
-comparison("texts where compare asks what was trained on", "must be a list of instructions, as `load_instructions` returns it … found 'Why?'", seen=lambda: ["Why?"])
+comparison("texts where compare asks what was trained on", "`seen` is a list of instructions or of their ids … found 'Why?'", seen=lambda: ["Why?"])
 comparison("completions in another order", "the completions of 'tuned' do not answer these 3 instructions … Make them with `complete`", completions=lambda: answered() | dict(tuned=answered()["tuned"][::-1]))
 comparison("completions of one model alone", "two models are compared … found {'base'", completions=lambda: dict(base=answered()["base"]))
 comparison("completions of three models", "two models are compared … found {'base'", completions=lambda: answered() | dict(third=answered()["base"]))
@@ -819,7 +819,7 @@ def _():
 
 evaluation("`--num_test_instructions 9999`: more than there are", "tiny:test … 9,999 instructions asked for … 400 can be used … Ask for fewer", *MINE, "--num_test_instructions", "9999")
 evaluation("`--evaluator me/myself`, which is not there", "me/myself has no config.json, or the hub cannot be reached … Give llm-blender/PairRM", *MINE, "--evaluator", "me/myself")
-evaluation("`--test_instructions questions.txt`, all of them trained on", "questions.txt … trained on: 3 … Give another source", *MINE, "--test_instructions", "questions.txt", "--evaluator", "oracle")
+evaluation("`--test_instructions questions.txt`, all of them trained on", "questions.txt … 3 trained on … give another source", *MINE, "--test_instructions", "questions.txt", "--evaluator", "oracle")
 
 # Files of a run
 
