@@ -697,7 +697,7 @@ def theirs(given, says, name, content, do, **how):
 
 train_here = lambda: dpo_train(["--recipe", "tiny", "--dataset", "pairs.jsonl", "--output_dir", "."])
 theirs("a file of one's own called training.jsonl", "has 'training.jsonl', but no training.json. Use another folder", "training.jsonl", lines(pair()), train_here, error=SystemExit)
-theirs("a file of one's own called reference.jsonl", "reference.jsonl, line 1 is not what a journal begins with … choose another path", "reference.jsonl", lines(pair()), train_here, error=SystemExit)
+theirs("a file of one's own called reference.jsonl", "reference.jsonl, line 1 does not begin a journal … choose another path", "reference.jsonl", lines(pair()), train_here, error=SystemExit)
 theirs("a picture of one's own called curves.png", "has 'curves.png', but no training.json … Use another folder", "curves.png", b"PNG", train_here, error=SystemExit)
 theirs("a file of one's own called training.json", "training.json is damaged, or something else wrote it. Use another folder", "training.json", '{"mine": 1}', train_here, error=SystemExit)
 
