@@ -59,6 +59,9 @@ def check_values(
     sampling = r.temperature, r.top_p, 0, r.max_new_tokens
     check_sampling(r.responses_per_instruction, *sampling, r.generation_batch)
     check_precision(r.dtype, r.quantization)
+    twice = r.dpo.keys() & {f.name for f in fields(Recipe)}
+    if twice:
+        raise ValueError(f"{min(twice)} is a setting of the recipe itself. Give it there, and not in dpo.")
     check_fields(r.dpo)
     check_numbers(looks=r.looks)
     check_reference(r.reference)
@@ -87,9 +90,6 @@ def check_recipe(
     if r.reference == "start" and not r.adapter:
         raise ValueError("reference='start' is the adapter that the training starts from. Give it as "
                          "adapter.")
-    twice = r.dpo.keys() & {f.name for f in fields(Recipe)}
-    if twice:
-        raise ValueError(f"{min(twice)} is a setting of the recipe itself. Give it there, and not in dpo.")
 
 def check_run(
     r:Recipe, # What is to be run
