@@ -52,7 +52,12 @@ PUBLIC |= {
     "health.plot_curves": "the curves of a training",
     "adapters.load_adapter": "a model with its adapter",
     "adapters.trained_on": "every instruction that an adapter was trained on",
-    "adapters.merge_adapter": "write a model that has learned what the adapter has"},
+    "adapters.merge_adapter": "write a model that has learned what the adapter has"}}
+
+
+# %% ../nbs/80_api.ipynb #d4ecc518
+#| code-fold: true
+PUBLIC |= {
 "Is it better?": {
     "evaluate.complete": "answer each instruction once",
     "evaluate.compare": "judge two models on instructions that neither has seen",
