@@ -276,6 +276,7 @@ def plot_comparison(
     base, tuned = c.names
     m = measures(c).drop(index="tokens")[::-1]
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), width_ratios=[1, 1.6], layout="constrained")
+    plt.close(fig) # Or a notebook would show it twice
     counts = [(c.table.outcome == o).sum() for o in ("win", "tie", "loss", "not judged")]
     names = [f"{tuned}\nbetter", "tie", f"{base}\nbetter", "not\njudged"]
     bars = left.bar(names, counts, color=["tab:green", "silver", "tab:red", "whitesmoke"])

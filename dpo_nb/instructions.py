@@ -227,6 +227,7 @@ def why_not(self:Sieve, row)->tuple[str,str]|None: # The reason in a word, and t
         return "near-duplicate", f"{found[1]:.2f} like {found[0]}"
     self.near.keep(f"one before: {printable(i.text, 60)}", sketch)
 
+# %% ../nbs/12_instructions.ipynb #dc2b5aae
 @patch
 def passes(self:Sieve, row)->bool:
     "Whether a row may be used; if not, `passed` has it with the reason."

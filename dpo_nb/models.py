@@ -146,7 +146,7 @@ def fold_system(
 # %% ../nbs/13_models.ipynb #fa176072
 @patch
 def _text(self:LM, text, lead=""):
-    how = dict(add_special_tokens=False, split_special_tokens=True, verbose=False) # What is too long is told later
+    how = dict(add_special_tokens=False, split_special_tokens=True, verbose=False) # Length is told later
     ids = lambda t: self.tokenizer(t, **how).input_ids if t else []
     whole, head = ids(lead + text), ids(lead)
     return whole[len(head):] if whole[:len(head)] == head else ids(text)

@@ -349,19 +349,16 @@ def save_comparison(
     folder:str|Path, # Gets `comparison.csv`, `measures.csv`, `comparison.png`
 ):
     "Keep a comparison as tables and a picture."
-    import matplotlib.pyplot as plt
     if process().number:
         return
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_table(c.table, folder/"comparison.csv")
     write_atomically(folder/"measures.csv", measures(c).to_csv())
-    fig = plot_comparison(c)
     picture = folder/"comparison.png"
     with naming_file(picture):
-        fig.savefig(f"{picture}.part", format="png", dpi=120)
+        plot_comparison(c).savefig(f"{picture}.part", format="png", dpi=120)
         os.replace(f"{picture}.part", picture)
-    plt.close(fig)
 
 # %% ../nbs/71_running.ipynb #1bbce174
 def check_kind(

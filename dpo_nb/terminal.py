@@ -250,6 +250,7 @@ def show_verdict(
           "instructions")
     print(verdict(c))
 
+# %% ../nbs/74_terminal.ipynb #0ef6cea7
 def show_result(
     result, # `Result` of `run_recipe`
 ):
