@@ -31,10 +31,10 @@ class Machine:
     @property
     def cuda(self): return self.device.startswith("cuda")
 
-# %% ../nbs/17_costs.ipynb #f80c8755
-T4 = Machine("cuda", "float16", memory=14.4, flops=dict(float16=65e12 / 2, float32=8.1e12 / 2), bandwidth=320e9 / 2)
+# %% ../nbs/17_costs.ipynb #51a2b40b
+T4 = Machine("cuda", "float16", memory=14.4, flops=dict(float16=32.5e12, float32=4.05e12), bandwidth=160e9)
 
-# %% ../nbs/17_costs.ipynb #121fd02a
+# %% ../nbs/17_costs.ipynb #cdcfb55c
 def this_machine(
     device:str|None=None, # As torch names it; `None` = the fastest
     threads:int|None=None, # Of torch; `None` = as many as it has
@@ -48,13 +48,14 @@ def this_machine(
         return timer.blocked_autorange(min_run_time=.1).median
     side = 4096 if cuda else 1024
     a = torch.ones(side, side, device=device)
-    flops = {kind: 2 * side**3 / seconds("(a @ a).sum().item()", a=a.to(getattr(torch, kind))) for kind in ("float32", dtype)}
-    a = torch.zeros(2**26, device=device, dtype=torch.uint8)
-    bandwidth = 2 * a.nbytes / seconds("b.copy_(a)[0].item()", a=a, b=a.clone())
+    product = lambda kind: seconds("(a @ a).sum().item()", a=a.to(getattr(torch, kind)))
+    flops = {kind: 2 * side**3 / product(kind) for kind in ("float32", dtype)}
+    b = torch.zeros(2**26, device=device, dtype=torch.uint8)
+    bandwidth = 2 * b.nbytes / seconds("c.copy_(b)[0].item()", b=b, c=b.clone())
     free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
     return Machine(device, dtype, free / 2**30, flops, bandwidth)
 
-# %% ../nbs/17_costs.ipynb #ed90bfec
+# %% ../nbs/17_costs.ipynb #a809860b
 class Tally(TorchDispatchMode):
     "Counts what operations on tensors hold, and how long they take."
     def __init__(self,
@@ -75,39 +76,41 @@ class Tally(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return 1 # Python asks for a number, and there is none
-        out = func(*args, **(kwargs or {}))
-        made = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        kwargs = kwargs or {}
+        read = tensors_in((args, kwargs))
+        for t in read:
+            self.hold(t.untyped_storage(), 0) # If it is not known, it was there before
+        out = func(*args, **kwargs)
+        made = tensors_in(out)
         for t in made:
-            self.hold(t.untyped_storage())
+            self.hold(t.untyped_storage(), t.untyped_storage().nbytes())
         if made and not func.is_view:
-            self.seconds += self.time(func, args, kwargs or {}, made, out)
+            self.seconds += self.time_of(func, args, kwargs, out, read, made)
         return out
 
-# %% ../nbs/17_costs.ipynb #1eaeb23d
+# %% ../nbs/17_costs.ipynb #58ab1d0d
+def tensors_in(tree): return [t for t in tree_leaves(tree) if isinstance(t, torch.Tensor)]
+
 @patch
-def hold(self:Tally,
-    storage, # Of a tensor
-):
+def hold(self:Tally, storage, size):
     "Count a storage until it is gone."
     if id(storage) in self.storages:
         return
-    def gone(_, at=id(storage), size=storage.nbytes()):
+    def gone(_, at=id(storage)):
         self.held -= size
         del self.storages[at]
     self.storages[id(storage)] = weakref.ref(storage, gone)
-    self.held += storage.nbytes()
+    self.held += size
     self.peak = max(self.peak, self.held)
 
 @patch
-def time(self:Tally, func, args, kwargs, made, out)->float: # Seconds
+def time_of(self:Tally, func, args, kwargs, out, read, made): # Seconds
     "How long an operation takes."
-    read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
     if func is torch.ops.aten.embedding.default:
         read = [] # A few rows of a large table
     seconds = sum(min(t.nbytes, t.untyped_storage().nbytes()) for t in read + made) / self.machine.bandwidth
     if count := flop_registry.get(func._overloadpacket):
-        speeds = self.machine.flops
-        kind = str(made[0].dtype).removeprefix("torch.")
+        speeds, kind = self.machine.flops, str(made[0].dtype).removeprefix("torch.")
         seconds += count(*args, **kwargs, out_val=out) / speeds.get(kind, min(speeds.values()))
     return seconds
 
