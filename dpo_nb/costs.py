@@ -55,7 +55,7 @@ def this_machine(
     free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
     return Machine(device, dtype, free / 2**30, flops, bandwidth)
 
-# %% ../nbs/17_costs.ipynb #a809860b
+# %% ../nbs/17_costs.ipynb #808f11dc
 class Tally(TorchDispatchMode):
     "Counts what operations on tensors hold, and how long they take."
     def __init__(self,
@@ -77,7 +77,7 @@ class Tally(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return 1 # Python asks for a number, and there is none
         kwargs = kwargs or {}
-        read = tensors_in((args, kwargs))
+        read = [] if func in NOT_READ else tensors_in((args, kwargs))
         for t in read:
             self.hold(t.untyped_storage(), 0) # If it is not known, it was there before
         out = func(*args, **kwargs)
@@ -88,7 +88,10 @@ class Tally(TorchDispatchMode):
             self.seconds += self.time_of(func, args, kwargs, out, read, made)
         return out
 
-# %% ../nbs/17_costs.ipynb #58ab1d0d
+# %% ../nbs/17_costs.ipynb #713444bb
+aten = torch.ops.aten
+NOT_READ = aten.embedding.default, aten.lift_fresh.default # A few rows of a large table; what is only just made
+
 def tensors_in(tree): return [t for t in tree_leaves(tree) if isinstance(t, torch.Tensor)]
 
 @patch
@@ -106,8 +109,6 @@ def hold(self:Tally, storage, size):
 @patch
 def time_of(self:Tally, func, args, kwargs, out, read, made): # Seconds
     "How long an operation takes."
-    if func is torch.ops.aten.embedding.default:
-        read = [] # A few rows of a large table
     seconds = sum(min(t.nbytes, t.untyped_storage().nbytes()) for t in read + made) / self.machine.bandwidth
     if count := flop_registry.get(func._overloadpacket):
         speeds, kind = self.machine.flops, str(made[0].dtype).removeprefix("torch.")
