@@ -21,7 +21,7 @@ from dpo_nb.tiny import GIFTS, GROUP_OF, GROUPS, NAMES, OPPOSITE, POINTS, WRITE,
 from dpo_nb.pairrm import PairRM
 from dpo_nb.pair_ranker import PairRanker, PairTokenizer, convert_spm, deberta_v3, pad_rows, read_tokenizer, save_pairrm, train_spm
 from dpo_nb.records import Instruction
-from dpo_nb.journal import write_whole
+from dpo_nb.journal import write_atomically
 
 VOCABULARY = 1024 # At most: the merges end when every word of the world is one token
 TEMPLATE = """{{ bos_token }}{% for m in messages %}\
@@ -131,7 +131,7 @@ def train_policy(out, seed, steps=3000, size=32, peak=3e-3, prompt_weight=.15):
     model.generation_config = GenerationConfig(bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
     model.half().save_pretrained(out/"policy")
     config = out/"policy"/"config.json" # Stored in half precision, meant to run in single: from_pretrained follows this field
-    write_whole(config, json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
+    write_atomically(config, json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
     print(f"policy: {sum(p.numel() for p in model.parameters()):,} parameters")
 
 
@@ -229,7 +229,7 @@ def figures(out, seed, file=None, n=5, temperature=.8):
     file = file or out/"figures.json"
     known = json.loads(file.read_text()) if file.exists() else {}
     rounded = lambda v: {k: rounded(x) for k, x in v.items()} if isinstance(v, dict) else round(v, 3)
-    write_whole(file, json.dumps({**known, f"seed {seed}": rounded(result)}, indent=1) + "\n")
+    write_atomically(file, json.dumps({**known, f"seed {seed}": rounded(result)}, indent=1) + "\n")
     print(json.dumps(rounded(result), indent=1))
 
 

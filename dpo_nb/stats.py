@@ -20,7 +20,7 @@ class Estimate(NamedTuple):
 
     def __str__(self): return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
-# %% ../nbs/04_stats.ipynb #1434701b
+# %% ../nbs/04_stats.ipynb #6680a80b
 def bootstrap(
     values, # One number an instruction, shape (n,)
     level:float=.95, # Of the interval
@@ -29,12 +29,17 @@ def bootstrap(
 )->Estimate:
     "The mean and its percentile bootstrap interval."
     values = np.asarray(values, dtype=float)
-    if values.ndim != 1 or not len(values): raise ValueError(f"one number an instruction is expected; found an array of shape {values.shape}")
-    if not np.isfinite(values).all(): raise ValueError(f"value {int(np.argmin(np.isfinite(values)))} is not finite. Leave out what could not be judged, and count it.")
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise ValueError(f"expected a finite number for each instruction; found {values}. "
+                         "Leave out what was not judged.")
     rng = np.random.default_rng(seed)
-    means = np.concatenate([values[rng.integers(0, len(values), (resamples // 10, len(values)))].mean(1) for _ in range(10)])
+    means = []
+    for _ in range(10): # In parts, to save memory
+        drawn = rng.integers(0, len(values), (resamples // 10, len(values)))
+        means.append(values[drawn].mean(1))
     tail = (1 - level) / 2
-    return Estimate(float(values.mean()), *map(float, np.quantile(means, [tail, 1 - tail])), len(values))
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return Estimate(float(values.mean()), float(low), float(high), len(values))
 
 # %% ../nbs/04_stats.ipynb #9ddc841c
 class WinRate(NamedTuple):
@@ -45,12 +50,15 @@ class WinRate(NamedTuple):
     losses:int
     unjudged:int # Left out of the rate
 
-# %% ../nbs/04_stats.ipynb #a93d4da3
+# %% ../nbs/04_stats.ipynb #658f06e2
 def win_rate(
     differences:list[float|None], # One an instruction: our score minus theirs, `None` = not judged
 )->WinRate:
     "The win rate over instructions, with its 95% interval."
     judged = np.array([d for d in differences if d is not None], dtype=float)
-    if not len(judged): raise ValueError(f"no instruction was judged, of {len(differences)} that were asked about, so there is no win rate. Give a judge that knows them.")
+    if not len(judged):
+        asked = len(differences)
+        raise ValueError(f"no instruction was judged, of {asked} that were asked. Check the judge.")
     wins, losses = int((judged > 0).sum()), int((judged < 0).sum())
-    return WinRate(bootstrap(np.sign(judged) / 2 + .5), wins, len(judged) - wins - losses, losses, len(differences) - len(judged))
+    ties, unjudged = len(judged) - wins - losses, len(differences) - len(judged)
+    return WinRate(bootstrap(np.sign(judged) / 2 + .5), wins, ties, losses, unjudged)

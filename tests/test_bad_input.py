@@ -117,7 +117,7 @@ def full(path, do):
 def in_use(path, do):
     "Do something while another process works in a folder."
     def told():
-        other = [sys.executable, "-c", f"from dpo_nb.journal import alone\nwith alone({path!r}): print(flush=True); input()"]
+        other = [sys.executable, "-c", f"from dpo_nb.journal import locked\nwith locked({path!r}): print(flush=True); input()"]
         with subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             process.stdout.readline()
             try: return do()
@@ -168,7 +168,7 @@ def trained():
 
 def with_adapter(): copy(trained()/"adapter", "adapter")
 
-SHORT = dict(n=2, max_new_tokens=8)
+SHORT = dict(responses_per_instruction=2, max_new_tokens=8)
 TINY = "--recipe", "tiny", "--num_instructions", "2", "--responses_per_instruction", "2", "--max_new_tokens", "8"
 
 def journal(file="responses.jsonl"): Path(file).parent.mkdir(exist_ok=True); generate(lm(), asked(), out=file, **SHORT)
@@ -470,8 +470,7 @@ to_answer("the name of a model in place of the model", "lm must be a model … f
 to_answer("the same instruction twice", "is in the list 2 times … Remove the repetitions", lambda: [*asked(), asked()[0]])
 to_answer("a prompt that is longer than the model's context", "'Name two fruits. … 804 tokens … tiny has room for 512 in all … Shorten or remove it", lambda: [*asked(), Instruction.ask("Name two fruits. " * 200)])
 to_answer("a prompt of 1 MB", "'Name two fruits. … 240,004 tokens … Shorten or remove it", lambda: [Instruction.ask("Name two fruits. " * 60_000)])
-to_answer("an instruction without text", "an instruction needs text … is empty", lambda: [Instruction.ask("  ")])
-to_answer("an instruction that ends with the assistant's turn", "ends with the user's turn … user, assistant … `reference`", lambda: [Instruction([turn("Hi"), turn("Hello", "assistant")])])
+to_answer("an instruction that ends with the assistant's turn", "ends with the user's turn … belongs in `reference`", lambda: [Instruction([turn("Hi"), turn("Hello", "assistant")])])
 to_answer("a message without text", "a `content` that is text … found {'role': 'user', 'content': None}", lambda: [Instruction([dict(role="user", content=None)])])
 
 @case(RESPONSES, "a conversation that the chat template refuses", "template of model … (user, user) … the roles must alternate … the user and the assistant in turn")
@@ -533,7 +532,7 @@ judge("a PairRM config.json that is a list", "judge/config.json is not a JSON ob
 judge("a PairRM config.json of another kind of model", "judge/config.json says model_type 'bert' … Give one, or llm-blender/PairRM", config__json=config(model_type="bert"))
 judge("a PairRM config.json with other markers", "config.json has cand1_prefix_id 7 … judge/tokenizer.json … fetch both again", config__json=config(cand1_prefix_id=7))
 
-@case(JUDGE, "responses to other instructions", "response 0 to instruction d47f41e14b3c621c belongs to no instruction of this list … made from other instructions")
+@case(JUDGE, "responses to other instructions", "response 0 to instruction d47f41e14b3c621c belongs to no instruction here … Give that as well")
 def _(): return lambda: pairrm().rank(asked()[:2], answers())
 
 @case(JUDGE, "responses with the same number twice", "response 0 to instruction a2b85a941ded7c13 is there twice … Give the responses of one run")
@@ -554,7 +553,7 @@ own_judge("a function that the file of judges does not have", "my_judges.py has 
 own_judge("a file of judges with a mistake", "my_judges.py cannot be run (SyntaxError … Try it alone: python my_judges.py", "my_judges.py:short", "def short(instruction, response) return 1\n")
 own_judge("a judge that is a number", "my_judges.py:best is neither a function nor a `Judge`; found 7", "my_judges.py:best", "best = 7\n")
 own_judge("a judge that fails for a response", "wrong, given response 0 to instruction … fails with ZeroDivisionError … Let it give None where it cannot say, or correct it", "my_judges.py:wrong", "def wrong(instruction, response): return 1 / 0\n")
-own_judge("a judge that gives words", "wrong, given response 0 to instruction … gives 'good' … A score is a number", "my_judges.py:wrong", "def wrong(instruction, response): return 'good'\n")
+own_judge("a judge that gives words", "a score of instruction … by wrong is 'good' … a finite number, or None", "my_judges.py:wrong", "def wrong(instruction, response): return 'good'\n")
 own_judge("a judge that gives NaN", "score … by wrong is nan … a finite number, or None", "my_judges.py:wrong", "def wrong(instruction, response): return float('nan')\n")
 
 @case(JUDGE, "a recipe that is in no file", "dpo_demo: there is no recipe 'mine'. Known are tiny … 'my_recipes.py:name'", error=SystemExit)
@@ -579,7 +578,7 @@ def made(given, says, instructions=asked, responses=lambda: answers(), rankings=
     def _(): return lambda: make_pairs(instructions(), responses(), rankings(), **how)
 
 made("a ranking of other texts", "the ranking of instruction a2b85a941ded7c13 by oracle is of other texts … Rename the file with the old rankings", responses=lambda: [replace(r, text=r.text + "!") for r in answers()])
-made("a ranking of fewer responses", "the ranking of instruction a2b85a941ded7c13 … has 3 scores, not one for each of 4 responses … rank again", responses=lambda: [*answers(), replace(answers()[0], index=3)])
+made("a ranking of fewer responses", "the ranking of instruction a2b85a941ded7c13 … is of other texts than these 4 … rank again", responses=lambda: [*answers(), replace(answers()[0], index=3)])
 made("rankings of instructions that are not there", "rankings of instructions that are not in the list: 1 of 3 … d47f41e14b3c621c … Give the instructions that were ranked", lambda: asked()[:2], lambda: answers()[:6])
 made("rankings of two judges", "ranked more than once: by oracle and by me … Give the rankings of one judge", rankings=lambda: [*ranked(), replace(ranked()[0], judge="me")])
 made("a score that is NaN", "instruction a2b85a941ded7c13 … is nan … must be a finite number, or None", rankings=lambda: [Ranking(asked()[0].id, "me", [1., math.nan])])
@@ -611,9 +610,9 @@ def by_hand(given, scores, says):
         return lambda: dpo_pairs(["--recipe", "tiny", "--output_dir", "run"])
 
 by_hand("a rankings.jsonl with scores as text", '["1", "2"]', "run/rankings.jsonl, line 2 … float | null, got str in scores[0] … Restore the line")
-by_hand("a rankings.jsonl with NaN", "[NaN, 1]", "run/rankings.jsonl, line 2 … NaN and Infinity are no JSON: write null … Restore the line")
-by_hand("a rankings.jsonl with too few scores", "[1]", "the ranking of instruction a2b85a941ded7c13 by me has 1 score, not one for each of 2 responses … rank again")
-by_hand("a rankings.jsonl that does not say which texts were ranked", "[1, 2]", "the ranking of instruction a2b85a941ded7c13 by me does not say which texts were ranked … fingerprint(texts), or rank again")
+by_hand("a rankings.jsonl with NaN", "[NaN, 1]", "run/rankings.jsonl, line 2 … malformed … Restore the line")
+by_hand("a rankings.jsonl with too few scores", "[1]", "the ranking of instruction a2b85a941ded7c13 by me is of other texts than these 2 … rank again")
+by_hand("a rankings.jsonl that does not say which texts were ranked", "[1, 2]", "the ranking of instruction a2b85a941ded7c13 by me is of other texts than these … rank again")
 
 GOOD = dict(prompt="Why?", chosen="So.", rejected="No.")
 
@@ -702,7 +701,7 @@ def again(given, says, change=lambda: None, rows=(pair(),), **settings):
     def _(): copy(trained(), "run"); change(); return lambda: train_dpo(lm(), list(rows), "run", **(dict(lora_r=2) | settings))
 
 again("the folder of a training with other settings", "run holds another training (beta: 0.1 there, 0.5 now) … use another folder", beta=.5)
-again("the folder of a training on other pairs", "run holds another training (other pairs, 1 as before) … use another folder", rows=(pair("What is 3 + 2?"),))
+again("the folder of a training on other pairs", "run holds another training (other pairs) … use another folder", rows=(pair("What is 3 + 2?"),))
 again("a training.json that is cut", "run/training.json is damaged … Use another folder", lambda: cut("run/training.json"))
 again("a training.jsonl that is gone", "run has a finished training … training.jsonl is missing … use another folder", lambda: Path("run/training.jsonl").unlink())
 again("a training.jsonl that is cut", "run has a finished training … training.jsonl is damaged … use another folder", lambda: write("run/training.jsonl", '{"loss": '))
@@ -869,20 +868,19 @@ def damaged(given, says, change):
 damaged("a line of a journal that is no JSON any more", "responses.jsonl, line 3 … malformed … Restore the line, or remove it", lambda rows: [*rows[:2], rows[2][:-5], *rows[3:]])
 damaged("a line of a journal without one of its fields", "responses.jsonl, line 2 … missing required field text … Restore the line", lambda rows: [rows[0], rows[1].replace('"text":', '"txt":'), *rows[2:]])
 damaged("a number as text in a journal", "responses.jsonl, line 2 … Expected int, got str in index … Restore the line", lambda rows: [rows[0], rows[1].replace('"index":0', '"index":"0"'), *rows[2:]])
-damaged("a line that stands twice in a journal", "responses.jsonl, line 8 has response 1 to instruction d47f41e14b3c621c, which an earlier line has … Remove one of the two", lambda rows: [*rows, rows[-1]])
-damaged("a journal without its first line", "responses.jsonl, line 1 is not what a journal begins with … restore that line", lambda rows: rows[1:])
+damaged("a line that stands twice in a journal", "responses.jsonl, line 8 repeats response 1 to instruction d47f41e14b3c621c … Remove one", lambda rows: [*rows, rows[-1]])
+damaged("a journal without its first line", "responses.jsonl, line 1 does not begin a journal of Responses … Restore that line", lambda rows: rows[1:])
 
 def other(given, says, make=journal, **how):
     "Something else stands where the journal is to go."
     @case(FOLDERS, given, says)
     def _(): make(); return lambda: generate(lm(), how.get("asked", asked()), out="responses.jsonl", **SHORT | {k: v for k, v in how.items() if k != "asked"})
 
-other("a journal in UTF-16", "responses.jsonl, line 1 is not what a journal begins with … choose another path", lambda: write("responses.jsonl", '{"format": 1}\n'.encode("utf-16")))
-other("a journal of another run, with another temperature", "responses.jsonl was made with other settings (temperature: 0.8 there, 0.1 now) … write elsewhere (in the scripts: another --output_dir, or --output_file)", temperature=.1)
-other("a journal of another run, with other instructions", "responses.jsonl was made with other settings (other instructions: 3 there, 2 now) … write elsewhere", asked=asked()[:2])
-other("a journal of rankings in place of responses", "responses.jsonl is a journal of Ranking records, not of Response … Choose another path", lambda: Oracle().rank(asked(), answers(), "responses.jsonl"))
-other("a file of one's own where the journal is to go", "responses.jsonl, line 1 is not what a journal begins with … choose another path", lambda: write("responses.jsonl", "Do not lose this.\n"))
-other("a folder where the journal is to go", "responses.jsonl is a folder … Choose another path", lambda: Path("responses.jsonl").mkdir())
+other("a journal in UTF-16", "responses.jsonl, line 1 does not begin a journal … choose another path", lambda: write("responses.jsonl", '{"format": 1}\n'.encode("utf-16")))
+other("a journal of another run, with another temperature", "responses.jsonl was made with other settings (temperature: 0.8 there, 0.1 now) … write elsewhere, or rename this file", temperature=.1)
+other("a journal of another run, with other instructions", "responses.jsonl was made with other settings (instructions: 3 there, 2 now) … write elsewhere", asked=asked()[:2])
+other("a journal of rankings in place of responses", "responses.jsonl, line 1 does not begin a journal of Responses … choose another path", lambda: Oracle().rank(asked(), answers(), "responses.jsonl"))
+other("a file of one's own where the journal is to go", "responses.jsonl, line 1 does not begin a journal … choose another path", lambda: write("responses.jsonl", "Do not lose this.\n"))
 
 def generated(given, says, folder, make=lambda: None, around=lambda do: do, **how):
     @case(FOLDERS, given, says, **dict(error=SystemExit) | how)
@@ -894,7 +892,7 @@ generated("a folder with a name that is too long", "dpo_generate: mmm … File n
 generated("a folder in which one may not write", "dpo_generate: locked … Permission denied … choose another place", "locked", lambda: Path("locked").mkdir(), partial(locked, "locked"))
 generated("a mount that is read-only", "dpo_generate: drive/run … Read-only file system … choose another place", "drive/run", lambda: Path("drive").mkdir(), partial(read_only, "drive"))
 generated("a folder on a disk that is full", "dpo_generate: drive/run … No space left on device … Make room there; the same command then goes on", "drive/run", lambda: Path("drive").mkdir(), partial(full, "drive"))
-generated("a folder in which another process works", "dpo_generate: run is in use … Wait until that one has ended, or give this one another folder", "run", around=partial(in_use, "run"))
+generated("a folder in which another process works", "dpo_generate: run is in use … Wait until it has ended, or give another folder", "run", around=partial(in_use, "run"))
 generated("a folder with spaces and characters of all kinds in its name", "4 responses to 2 instructions … Läufe mit 😀/responses.jsonl", "Läufe mit 😀", error=None, new="Läufe mit 😀/")
 
 @case(FOLDERS, "a file of questions that one may not read", "dpo_generate: questions.txt cannot be used (Permission denied) … You have not the right to read it", error=SystemExit)
@@ -924,7 +922,7 @@ def edit(name, old, new): text = Path(name).read_text(); assert old in text; wri
 stage("dpo_rank before dpo_generate", "dpo_rank: run has no instructions.jsonl … Run dpo_generate with this --output_dir first", dpo_rank)
 stage("dpo_pairs before dpo_rank", "dpo_pairs: run has no rankings.jsonl … Run dpo_rank with this --output_dir first", dpo_pairs, stages)
 stage("`dpo_pairs --rule worst`", "--rule/--pairs: invalid choice: 'worst' … 'best_worst', 'best_rest', 'all' … --help", dpo_pairs, lambda: None, "--rule", "worst")
-stage("dpo_rank when dpo_generate was broken off", "dpo_rank: run/responses.jsonl is not complete … Run that again first, with the same settings (dpo_generate", dpo_rank, lambda: (stages(), edit("run/responses.jsonl", '"complete": true', '"complete": false')))
+stage("dpo_rank when dpo_generate was broken off", "dpo_rank: run/responses.jsonl is not complete … Run the stage that makes it first", dpo_rank, lambda: (stages(), edit("run/responses.jsonl", '"complete": true', '"complete": false')))
 stage("a text that was edited in instructions.jsonl", "dpo_rank: run/instructions.jsonl, line 2 … does not belong to these messages … Restore the line", dpo_rank, lambda: (stages(), edit("run/instructions.jsonl", asked()[1].text, "Why?")))
 stage("the folder of a run of another recipe", "dpo_demo: run is the run of another recipe (beta: 0.1 there, 0.2 now) … use another folder", dpo_demo, lambda: Run("run", recipes["tiny"]), "--beta", ".2")
 stage("a recipe.json that is cut", "dpo_demo: run/recipe.json is damaged … use another run folder … dpo_generate and the other scripts go on", dpo_demo, lambda: (Run("run", recipes["tiny"]), cut("run/recipe.json")))

@@ -51,7 +51,7 @@ def ask(python, serve, tmp_path):
     Hub.asked.clear()
     address = serve(Hub)
     def from_hub(source, n, token):
-        code = f"import json; from dpo_nb.instructions import load_instructions; drawn = load_instructions({source!r}, n={n}); print(json.dumps([(i.text, i.reference, i.source) for i in drawn]), json.dumps(drawn.passed), sep='\\n')"
+        code = f"import json; from dpo_nb.instructions import load_instructions; drawn = load_instructions({source!r}, num_instructions={n}); print(json.dumps([(i.text, i.reference, i.source) for i in drawn]), json.dumps(drawn.passed), sep='\\n')"
         done = python(code, HF_ENDPOINT=address, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path), HF_TOKEN=token, TQDM_DISABLE="1")
         return done.stdout, done.stderr.strip().rpartition("\n")[2]
     return from_hub

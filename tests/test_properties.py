@@ -53,12 +53,11 @@ def test_records_come_back_in_their_order(made):
         write_records(Path(here)/"a.jsonl", made)
         assert read_records(Path(here)/"a.jsonl", Instruction) == made
 
-@given(asked, halves)
-def test_an_id_is_of_the_messages_and_of_nothing_else(messages, half):
+@given(asked)
+def test_an_id_is_of_the_messages_and_of_nothing_else(messages):
     i = Instruction(messages, "here", "an answer")
     assert i.id == Instruction(messages).id and (Instruction.ask(" " + i.text + "\n").id == Instruction.ask(i.text).id)
     assert Instruction([dict(role="system", content="Be brief."), *messages]).id != i.id
-    with pytest.raises(ValueError, match="half a character"): Instruction([dict(role="user", content=half)])
 
 @given(st.lists(st.none() | numbers, max_size=7))
 def test_ranks_are_places_as_in_sports(scores):
@@ -109,7 +108,7 @@ def test_a_row_is_written_once_and_a_refused_append_leaves_no_trace(rows, data):
         before, again = j.path.read_bytes(), data.draw(st.sampled_from(rows))
         new = replace(again, index=again.index + 10)
         for bad in ([again], [new, again], [new, new], [new, replace(new, index=-1, text=data.draw(halves))]):
-            with pytest.raises(ValueError, match="already has response|surrogate"): j.append(bad)
+            with pytest.raises(ValueError, match="already has one of these rows|surrogate"): j.append(bad)
             assert j.path.read_bytes() == before and len(j.rows) == len(rows)
         j.append([new])
         assert Journal(j.path, Response).rows == {r.key: r for r in [*rows, new]}

@@ -165,7 +165,7 @@ from dpo_nb.generation import generate
 from dpo_nb.models import load_lm
 from dpo_nb.preferences import load_preferences
 from dpo_nb.prefix import score
-from dpo_nb.journal import in_turn, process
+from dpo_nb.journal import first_process_first, process
 pairs, out = sys.argv[1:]
 pairs = load_preferences(pairs)
 whole, parts = load_lm("tiny"), load_lm("tiny", sharded=True)
@@ -179,7 +179,7 @@ said = [refused(lambda: train(parts, "stopped", .05, epochs=3, stop_on_alarm=Tru
 train(whole, "whole"); train(parts, "parts"); train(parts, "again")
 said += [refused(what) for what in (lambda: load_adapter(parts, f"{out}/parts/adapter"), lambda: generate(parts, []), lambda: score(parts, [], []), lambda: train(parts, "fsdp", fsdp=True))]
 four, stored = load_lm("tiny", quantization="nf4"), f"{out}/four"
-with in_turn():
+with first_process_first():
     if not process().number:
         for part in (four.model, four.tokenizer): part.save_pretrained(stored)
 said.append(refused(lambda: load_lm(stored, sharded=True)))

@@ -6,7 +6,7 @@ import pytest
 from conftest import SCRIPTS, call, differ, flags, lines, signal_when, start
 from dpo_nb.running import pair_stage, ranking_stage, recipes, run_recipe
 
-REFUSED = "is in use: another process works in it. Wait until that one has ended, or give this one another folder."
+REFUSED = "is in use: another process works in it. Wait until it has ended, or give another folder."
 
 def second(script, run):
     "The flags of a script that writes into the same folder."
