@@ -307,41 +307,40 @@ def model(given, says, load=lambda: load_lm("model", device="cpu"), **changed):
 @case(MODEL, "a name that is no folder and not on the hub", "mistralai/Mistral-7B-Instuct … Is it a folder here, or the exact name … HF_TOKEN")
 def _(): return lambda: load_lm("mistralai/Mistral-7B-Instuct")
 
-@case(MODEL, "a GGUF file", "model.gguf is a file … a model is a folder … GGUF files are not read")
+@case(MODEL, "a GGUF file", "model.gguf cannot be loaded … not a valid JSON file … Is it a folder here")
 def _(): write("model.gguf", b"GGUF"); return lambda: load_lm("model.gguf")
 
-@case(MODEL, "an empty folder for a model", "model … has no config.json … Give the folder that `save_pretrained` wrote")
+@case(MODEL, "an empty folder for a model", "model cannot be loaded … Should have a `model_type` key in its config.json")
 def _(): Path("model").mkdir(); return lambda: load_lm("model")
 
-@case(MODEL, "an adapter in place of a model", "adapter is no model but an adapter … Load the model that it was trained on")
+@case(MODEL, "an adapter in place of a model", "adapter is an adapter. Load its base model … load_adapter")
 def _(): with_adapter(); return lambda: load_lm("adapter")
 
-@case(MODEL, "a model with a pickle in place of safetensors", "model has no *.safetensors … pytorch_model.bin … a pickle can run code … save the model again")
+@case(MODEL, "a model with a pickle in place of safetensors", "model cannot be loaded … it has no safetensors … a pickle can run code")
 def _(): copy(tiny_path("policy"), "model", {"model.safetensors": None}); write("model/pytorch_model.bin", b"PK"); return lambda: load_lm("model")
 
-model("a model without weights", "model has no weights … Copy them", model__safetensors=None)
 model("a model whose weights are cut", "model cannot be loaded … damaged … Fetch or copy them again", model__safetensors=half)
 model("a model of which one tensor is missing", "model cannot be loaded … model.layers.1.mlp.up_proj.weight … Fetch or copy them again", model__safetensors=without("layers.1.mlp.up"))
-model("a model with tensors of other sizes than config.json says", "model cannot be loaded … other sizes than its config.json … fetch both again", config__json=config(hidden_size=32))
-model("a config.json that is no JSON", "model cannot be loaded … config.json is not JSON … Fetch or copy it again", config__json=b'{"model_type": "llama",')
-model("an architecture that transformers does not know", "model cannot be loaded … does not know its architecture (mistral9) … Take another model", config__json=config(model_type="mistral9"))
-model("a model that needs code of its authors", "model cannot be loaded … code of its authors … Take a model whose architecture", config__json=config(model_type="own", auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}))
-model("a model of pictures", "model cannot be loaded … no language model … Take a causal language model", config__json=config(model_type="vit", architectures=["ViTModel"]))
-model("a model without a tokenizer", "model cannot be loaded … no tokenizer … Save the model's tokenizer into the same folder", tokenizer__json=None, tokenizer_config__json=None)
+model("a model with tensors of other sizes than config.json says", "model cannot be loaded … other sizes than its config.json … Fetch both again", config__json=config(hidden_size=32))
+model("a config.json that is no JSON", "model cannot be loaded … config.json' is not a valid JSON file", config__json=b'{"model_type": "llama",')
+model("an architecture that transformers does not know", "model cannot be loaded … `mistral9` … does not recognize this architecture", config__json=config(model_type="mistral9"))
+model("a model that needs code of its authors", "model cannot be loaded … code of its authors … Take another model", config__json=config(model_type="own", auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}))
+model("a model of pictures", "model cannot be loaded … Unrecognized configuration class … AutoModelForCausalLM", config__json=config(model_type="vit", architectures=["ViTModel"]))
+model("a model without a tokenizer", "model cannot be loaded … no tokenizer … Save one into the same folder", tokenizer__json=None, tokenizer_config__json=None)
 model("a tokenizer.json that is cut", "model cannot be loaded … tokenizer.json … Fetch or copy it again", tokenizer__json=half)
-model("a chat template that raises", "template of model … Only for tools … Correct it in chat_template.jinja", chat_template__jinja="{{ raise_exception('Only for tools') }}")
-model("a chat template with a mistake in it", "template of model … endfor … Correct it in chat_template.jinja", chat_template__jinja="{% for m in messages %}{{ m['content'] }}")
-model("a chat template that leaves out what is said", "template of model … becomes 'Hello' … Correct it in chat_template.jinja", chat_template__jinja="Hello")
-model("a chat template that prints the date in a format that it computes", "chat template prints the date … Write the format into its `strftime_now(…)`",
+model("a chat template that raises", "template of model refuses this conversation (user, assistant): Only for tools", chat_template__jinja="{{ raise_exception('Only for tools') }}")
+model("a chat template with a mistake in it", "template of model refuses … endfor", chat_template__jinja="{% for m in messages %}{{ m['content'] }}")
+model("a chat template that leaves out what is said", "template of model … 'answer' becomes 'Hello' … Correct it in chat_template.jinja", chat_template__jinja="Hello")
+model("a chat template that prints the date in a format that it computes", "chat template computes a date's format … Write it into its `strftime_now(…)`",
       chat_template__jinja="{% set f = '%d' %}{{ strftime_now(f) }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
 model("a precision that does not exist", "dtype must be 'auto', 'float32' … found 'float8'", lambda: load_lm("model", "float8"))
 model("a quantization that does not exist", "quantization must be 'nf4' or None … found 'int4'", lambda: load_lm("model", quantization="int4"))
-model("`sharded` in a single process", "sharded over several processes, and this is one. Start it with torchrun … or load it whole", lambda: load_lm("model", sharded=True))
-model("`sharded` in 4 bit", "4-bit weights cannot be sharded … in the scripts: --quantization none … or load it whole", lambda: in_environment(lambda: load_lm("model", quantization="nf4", sharded=True), WORLD_SIZE="2"))
-model("a configuration of accelerate with FSDP", "accelerate is configured for FSDP, and only dpo_train … in Python … `sharded=True`", lambda: in_environment(lambda: load_lm("model"), ACCELERATE_USE_FSDP="True"))
-model("a device that is not there", "no device 'cuda:7' here … give 'cpu'", lambda: load_lm("model", device="cuda:7"))
+model("`sharded` in a single process", "sharded over several processes, and this is one. Start it by torchrun", lambda: load_lm("model", sharded=True))
+model("`sharded` in 4 bit", "4-bit weights cannot be sharded … Leave quantization out, or load the model whole", lambda: in_environment(lambda: load_lm("model", quantization="nf4", sharded=True), WORLD_SIZE="2"))
+model("a configuration of accelerate with FSDP", "accelerate is configured for FSDP, and only dpo_train … sharded=True", lambda: in_environment(lambda: load_lm("model"), ACCELERATE_USE_FSDP="True"))
+model("a device that is not there", "no device 'cuda:7' here … Give 'cpu'", lambda: load_lm("model", device="cuda:7"))
 
-@case(MODEL, "a tokenizer with more tokens than the model", "tokenizer of model has 2,895 tokens … the model knows only 895 … Fetch the model's own tokenizer")
+@case(MODEL, "a tokenizer with more tokens than the model", "tokenizer of model has 2,895 tokens … the model knows 895 … Fetch the model's own")
 def _():
     from transformers import AutoTokenizer
     copy(tiny_path("policy"), "model"); t = AutoTokenizer.from_pretrained("model"); t.add_tokens([f"new{k}" for k in range(2000)]); t.save_pretrained("model")
@@ -353,8 +352,8 @@ def _(): return lambda: Endpoint("localhost:8000", "any")
 @case(MODEL, "a server's address with the key in it", "must hold no password … Give the key as OPENAI_API_KEY")
 def _(): return lambda: Endpoint("http://localhost:8000?key=secret", "any")
 
-@case(MODEL, "a server that is not there", "http://localhost:8000 … Is the server running")
-def _(): return lambda: generate(Endpoint("http://127.0.0.1:9", "any", key="-", patience=0), asked(), **SHORT)
+@case(MODEL, "a server that is not there", "http://localhost:8000 … Check its address, and that it runs")
+def _(): return lambda: generate(Endpoint("http://127.0.0.1:9", "any", key="-"), asked(), **SHORT)
 
 class Page(BaseHTTPRequestHandler):
     "A server, but of web pages."
@@ -372,16 +371,16 @@ def served(page, do):
             finally: server.shutdown()
     return told
 
-@case(MODEL, "a server that serves something else", "http://localhost:8000 … OpenAI-compatible … Is the address right?")
-def _(): return served(Page, lambda url: generate(Endpoint(url, "any", key="-", patience=0), asked(), **SHORT))
+@case(MODEL, "a server that serves something else", "http://localhost:8000 … no answer of an OpenAI-compatible server … Check its address")
+def _(): return served(Page, lambda url: generate(Endpoint(url, "any", key="-"), asked(), **SHORT))
 
 class Locked(Page):
     "A server that wants another key."
     def do_GET(self): self.send_response(401); self.end_headers(); self.wfile.write(b'{"error": {"message": "Incorrect API key"}}')
     do_POST = do_GET
 
-@case(MODEL, "a server that does not take the key", "refuses the key (401: Incorrect API key) … Set OPENAI_API_KEY to a key of this server")
-def _(): return served(Locked, lambda url: generate(Endpoint(url, "any", key="-", patience=0), asked(), **SHORT))
+@case(MODEL, "a server that does not take the key", "answers 401 (Incorrect API key) … the key (OPENAI_API_KEY)")
+def _(): return served(Locked, lambda url: generate(Endpoint(url, "any", key="-"), asked(), **SHORT))
 
 # The hub
 
