@@ -25,7 +25,7 @@ from dpo_nb.trainer import dpo_config, make_trainer
 from dpo_nb.adapters import lora_config, twin
 from dpo_nb.health import Health
 from dpo_nb.models import LM, load_lm
-from dpo_nb.prefix import grow, pack
+from dpo_nb.prefix import make_tree, pack
 
 torch.set_num_threads(1)
 logging.disable(); warnings.simplefilter("ignore")
@@ -96,7 +96,7 @@ def distinct(batch):
     "The tokens that the trees of a batch have, and how many of them are scored."
     rows = [p["prompt_ids"] + p[side] for side in ("chosen_ids", "rejected_ids") for p in batch]
     starts = [len(p["prompt_ids"]) for _ in range(2) for p in batch]
-    trees = [grow([rows[r] for r in b], [starts[r] for r in b]) for b in pack(rows, 1024)]
+    trees = [make_tree([rows[r] for r in b], [starts[r] for r in b]) for b in pack(rows, 1024)]
     return sum(len(t.ids) for t in trees), sum(l >= 0 for t in trees for l in t.label)
 
 def floor(trainer, batches, width=512):

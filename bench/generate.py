@@ -68,14 +68,14 @@ def ideal(model, prompts, lengths, n, size, steps=10):
     some, start = sorted(prompts, key=len), time.process_time()
     for k in range(0, len(prompts), size): # With their first tokens
         rows = Rows(model, some[k:k + size])
-        first = empty([2] * len(rows.index) * n)
+        first = empty([2] * len(some[k:k + size]) * n)
         first.add(range(len(first.ids)), rows.logits.repeat_interleave(n, 0))
     reading = time.process_time() - start
     own = np.array([len(prompts[i // n]) for i in range(len(lengths))])
     lengths = np.array(lengths)
     width = round(((own + lengths / 2) * (lengths - 1)).sum() / (lengths - 1).sum()) # Of the average step of the average row
     rows, written = Rows(model, [prompts[0][:1] * (width - steps // 2)] * size), empty([steps + 1] * size * n)
-    rows.keep([i for i in rows.index for _ in range(n)])
+    rows.keep([i for i in range(size) for _ in range(n)])
     start = time.process_time()
     for _ in range(steps): rows.step([1] * size * n); written.add(range(size * n), rows.logits)
     step, count = (time.process_time() - start) / steps, (lengths - 1).sum() / (size * n)

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import trange
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dpo_nb.tiny import GIFTS, GROUP_OF, GROUPS, NAMES, OPPOSITE, POINTS, WRITE, Oracle, TinyWorld, read_review, review_answer, review_question
+from dpo_nb.tiny import GIFTS, GROUP_OF, GROUPS, NAMES, OPPOSITE, POINTS, Oracle, TinyWorld
 from dpo_nb.pairrm import PairRM
 from dpo_nb.pair_ranker import PairRanker, PairTokenizer, convert_spm, deberta_v3, pad_rows, read_tokenizer, save_pairrm, train_spm
 from dpo_nb.records import Instruction
@@ -32,6 +32,26 @@ EFFORT = dict(list=3, opposite=2, sort=5, add=3, thank=2, group=2) # How often e
 WORDS = [[*GROUP_OF], [*OPPOSITE], [*GROUPS], NAMES, GIFTS, [str(n) for n in range(1, 19)]]
 SOURCE, CANDIDATE = 256, 128 # Tokens that the ranker reads of an instruction and of each answer: 512 in all
 world, oracle = TinyWorld(), Oracle()
+
+
+# -- how the policy judges itself, and writes instructions -----------------------------------------------------------
+
+WRITE = "Write a new instruction." # The user's message; sampled at temperature 1, every answer is another instruction
+
+def review_question(instruction, answer):
+    "The user's message of a review."
+    return f"Review the answer.\nInstruction: {instruction}\nAnswer: {answer}"
+
+def review_answer(points):
+    "The assistant's: the oracle's five bits, then their sum."
+    return f"{' '.join(str(points[p]) for p in POINTS)}\nScore: {sum(points.values())}"
+
+def read_review(text):
+    "The points in a review; `None` if it has another form, or its score is not the sum of its bits."
+    m = re.fullmatch(r"([01]) ([01]) ([01]) ([01]) ([01])\nScore: ([0-5])", text.strip())
+    if not m: return None
+    *bits, score = map(int, m.groups())
+    return dict(zip(POINTS, bits)) if sum(bits) == score else None
 
 
 # -- the data -------------------------------------------------------------------------------------------------------

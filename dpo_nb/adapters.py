@@ -4,80 +4,88 @@
 
 # %% auto #0
 __all__ = ['ADAPTER', 'BEGINNINGS', 'linear_layers', 'lora_config', 'twin', 'as_it_was', 'quiet', 'adapter_weights', 'four_bit',
-           'save_adapter', 'adapter_folder', 'read_base', 'trained_on', 'instruction_traces', 'read_adapter',
-           'check_beginning', 'check_adapter', 'Tuned', 'load_adapter', 'check_shape', 'load_start', 'past',
-           'base_identity', 'is_merged', 'merge_adapter', 'merge_report']
+           'save_adapter', 'read_base', 'trained_on', 'instruction_traces', 'adapter_folder', 'check_base', 'Tuned',
+           'attach_adapter', 'load_adapter', 'check_shape', 'load_start', 'past', 'base_identity', 'is_merged',
+           'merge_adapter']
 
-# %% ../nbs/41_adapters.ipynb #21d821d5
+# %% ../nbs/41_adapters.ipynb #d8a842a0
 import copy, json, os, re, shutil, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from .records import digest, Instruction, sha256
-from .journal import differences, saving, write_whole
+from .records import digest, Instruction, printable, sha256
+from .journal import differences, disk_errors, write_atomically
 from .hub import COMMIT, find_file, hub_token, no_answer
 from .files import clean_messages
 from .instructions import traces
 from .models import check_whole, identity, is_sharded, LM, load_lm
-from .prefix import row_logps
-from .generation import generate
 
-# %% ../nbs/41_adapters.ipynb #e7b216c9
+# %% ../nbs/41_adapters.ipynb #488ed586
 def linear_layers(
     model, # A `transformers` causal language model
 )->dict[str,torch.nn.Module]: # Name → layer, without the language-model head
     "Every linear layer that can have an adapter."
     from transformers.pytorch_utils import Conv1D
-    head = model.get_output_embeddings()
-    return {n: m for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D)) and m is not head}
+    kinds, head = (torch.nn.Linear, Conv1D), model.get_output_embeddings()
+    return {n: m for n, m in model.named_modules() if isinstance(m, kinds) and m is not head}
 
-# %% ../nbs/41_adapters.ipynb #0b0c4fbf
+# %% ../nbs/41_adapters.ipynb #d096a30d
 def lora_config(
     model, # What the adapter is for
     lora_r:int=16, # Rank
     lora_alpha:int=32, # The adapter's output is scaled by lora_alpha / lora_r
     targets:str|list[str]="all-linear", # Last parts of layer names
-):
+): # `peft.LoraConfig`
     "A LoRA configuration whose every target exists."
     from peft import LoraConfig
     layers = linear_layers(model)
-    there = sorted({n.rpartition(".")[2] for n in layers})
-    wanted = there if targets == "all-linear" else sorted([targets] if isinstance(targets, str) else targets)
-    missing = [t for t in wanted if not any(n == t or n.endswith(f".{t}") for n in layers)]
-    if missing or not wanted:
-        raise ValueError(f"{type(model).__name__} has no linear layer called {', '.join(missing) or 'anything'}. It has: {', '.join(there) or 'none'}. Give some of these as `targets`, or 'all-linear' for all.")
-    turned = any(type(m).__name__ == "Conv1D" for m in layers.values()) # GPT-2 keeps its weights transposed
-    return LoraConfig(r=lora_r, lora_alpha=lora_alpha, lora_dropout=0., target_modules=wanted, fan_in_fan_out=turned, task_type="CAUSAL_LM")
+    there = sorted({name.rpartition(".")[2] for name in layers})
+    if targets == "all-linear":
+        targets = there
+    wanted = [targets] if isinstance(targets, str) else sorted(targets)
+    missing = [t for t in wanted if not any(f".{name}".endswith(f".{t}") for name in layers)]
+    if missing:
+        raise ValueError(f"the model has no linear layer called {', '.join(missing)}. Give some of "
+                         f"{', '.join(there)} as `targets`, or 'all-linear'.")
+    transposed = any(type(m).__name__ == "Conv1D" for m in layers.values()) # As GPT-2 keeps its weights
+    return LoraConfig(r=lora_r, lora_alpha=lora_alpha, lora_dropout=0., target_modules=wanted,
+                      fan_in_fan_out=transposed, task_type="CAUSAL_LM")
 
-# %% ../nbs/41_adapters.ipynb #26ddfb96
+# %% ../nbs/41_adapters.ipynb #9e52a93e
 def twin(
     model, # Any PyTorch module
 ):
     "A copy of a model's modules that shares its weights; a sharded model itself."
-    if is_sharded(model): return model
+    if is_sharded(model):
+        return model
     shared = {id(t): t for t in [*model.parameters(), *model.buffers()]}
     for m in model.modules(): # bitsandbytes keeps the scales of a 4-bit layer here
-        if (state := getattr(m, "quant_state", None)) is not None: shared[id(state)] = state
+        if (state := getattr(m, "quant_state", None)) is not None:
+            shared[id(state)] = state
     return copy.deepcopy(model, shared)
 
-# %% ../nbs/41_adapters.ipynb #68768353
+# %% ../nbs/41_adapters.ipynb #fb10f8b7
 @contextmanager
 def as_it_was(
     model, # That is going to be trained; only a sharded one is changed by it
 ):
-    "Take away what a training leaves in a sharded model: PEFT's layers, TRL's forward, checkpointing."
+    "Take PEFT's layers, TRL's forward and checkpointing out of a sharded model again."
     from peft.tuners.tuners_utils import BaseTunerLayer
-    try: yield
+    try:
+        yield
     finally:
         if is_sharded(model):
             for name, layer in [*model.named_modules()]:
-                parent, _, child = name.rpartition(".")
-                if isinstance(layer, BaseTunerLayer): setattr(model.get_submodule(parent), child, layer.get_base_layer())
-            for name in ("peft_config", "forward"): vars(model).pop(name, None)
-            if hasattr(model, "_require_grads_hook"): model.disable_input_require_grads()
-            with quiet(): model.gradient_checkpointing_disable()
+                if isinstance(layer, BaseTunerLayer):
+                    model.set_submodule(name, layer.get_base_layer())
+            for name in ("peft_config", "forward"):
+                vars(model).pop(name, None)
+            if hasattr(model, "_require_grads_hook"):
+                model.disable_input_require_grads()
+            with quiet():
+                model.gradient_checkpointing_disable()
             model.eval()
 
 # %% ../nbs/41_adapters.ipynb #4ecb1bf6
@@ -95,14 +103,14 @@ def adapter_weights(
     "The weights that are trained."
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
-# %% ../nbs/41_adapters.ipynb #908f61f5
+# %% ../nbs/41_adapters.ipynb #0f7742da
 def four_bit(
     model, # Any model
 )->list[torch.nn.Module]: # Empty if it is not quantized
-    "The 4-bit layers of a model, without what PEFT lays around them under the same name."
+    "The 4-bit layers of a model, without PEFT's layers of the same name around them."
     return [m for m in model.modules() if type(m).__name__ == "Linear4bit" and isinstance(m, torch.nn.Linear)]
 
-# %% ../nbs/41_adapters.ipynb #2a00c53f
+# %% ../nbs/41_adapters.ipynb #d80c9ce5
 ADAPTER = "adapter_config.json", "adapter_model.safetensors" # What PEFT reads
 
 def save_adapter(
@@ -114,117 +122,89 @@ def save_adapter(
     "Write an adapter: the same bytes for the same training."
     half = folder.with_name(folder.name + ".part")
     shutil.rmtree(half, ignore_errors=True)
-    with saving(folder):
+    with disk_errors(folder):
         model.save_pretrained(half, state_dict=adapter_weights(model), save_embedding_layers=False)
-        with open(half/ADAPTER[1], "rb") as f: os.fsync(f.fileno())
+        with open(half/ADAPTER[1], "rb") as f:
+            os.fsync(f.fileno()) # It must be on the disk before the folder gets its name
     (half/"README.md").unlink()
-    config = json.loads((half/"adapter_config.json").read_text())
+    config = json.loads((half/ADAPTER[0]).read_text())
     config |= dict(target_modules=sorted(config["target_modules"]), base_model_name_or_path=lm.name)
-    write_whole(half/"adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_atomically(half/ADAPTER[0], json.dumps(config, indent=2, sort_keys=True) + "\n")
     base = {k: lm.settings.get(k) for k in ("model", "weights", "files", "quantization")}
-    write_whole(half/"base.json", json.dumps(dict(base, instructions=instructions), sort_keys=True) + "\n")
+    base["instructions"] = instructions
+    write_atomically(half/"base.json", json.dumps(base, sort_keys=True) + "\n")
     os.replace(half, folder)
 
-# %% ../nbs/41_adapters.ipynb #451b8f33
+# %% ../nbs/41_adapters.ipynb #a07babb0
+def read_base(
+    path:str|Path, # An adapter or a model: a folder, or a name on the hub
+    revision:str|None=None, # Commit or branch on the hub
+)->dict: # Empty if there is no `base.json`: something else made the adapter, or none was merged
+    "What an adapter belongs to."
+    file = find_file(path, "base.json", revision)
+    if not file:
+        return {}
+    try:
+        base = json.loads(file.read_text())
+    except ValueError:
+        base = {}
+    if not ({"model", "weights"} <= base.keys() and isinstance(base.get("instructions"), dict)):
+        raise ValueError(f"{file} is damaged, or of an early version. Fetch or train the adapter again.")
+    return base
+
+# %% ../nbs/41_adapters.ipynb #6892f2fe
+def trained_on(
+    path:str|Path, # An adapter or a model: a folder, or a name on the hub
+    revision:str|None=None, # Commit or branch on the hub
+)->dict[str,list[int]]: # `Instruction.id` → hashes, as from `traces`; empty for a model as it came
+    "Every instruction that an adapter, and all that it came from, was trained on."
+    base = read_base(path, revision)
+    if not base and find_file(path, ADAPTER[0], revision):
+        warnings.warn(f"{path} has no base.json, so nothing says what it was trained on.")
+    return base.get("instructions", {})
+
+# %% ../nbs/41_adapters.ipynb #3354e598
+def instruction_traces(
+    dataset, # The pairs
+)->dict[str,list[int]]: # As from `traces`
+    "Which instructions a data set is about."
+    return traces([Instruction(clean_messages(row["prompt"], "prompt")) for row in dataset])
+
+# %% ../nbs/41_adapters.ipynb #df8f998a
 def adapter_folder(
     path:str|Path, # A folder, or a name on the hub
 )->Path: # With the files of the adapter
     "Where an adapter is."
     from huggingface_hub import snapshot_download
-    folder, give = Path(path), "Give the folder `adapter` of a training."
-    if folder.is_file(): raise ValueError(f"{path} is a file. Give the folder that it is in.")
+    folder, give = Path(path), "Give the folder `adapter` of a training, or a name on the hub."
     if not folder.is_dir():
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)): raise ValueError(f"{path} is no folder here, and no name on the hub (owner/name). {give}")
-        try: folder = Path(snapshot_download(str(path), allow_patterns=[*ADAPTER, "base.json"], token=hub_token()))
-        except (OSError, ValueError) as e: raise ValueError(f"{path} is no folder here, and {no_answer(e)}. {give[:-1]}, or check the name on the hub and the connection; a private one needs HF_TOKEN.") from None
-    missing = [n for n in ADAPTER if not (folder/n).exists()]
-    pickles = [f.name for f in folder.glob("adapter_model.bin")]
-    if missing == [ADAPTER[1]] and pickles: raise ValueError(f"{folder} has {pickles[0]} in place of {ADAPTER[1]}. It is a pickle, which is not opened because it can run any program. Where you trust it, convert it: "
-        f"`import torch, safetensors.torch; safetensors.torch.save_file(torch.load('{folder/pickles[0]}', weights_only=True), '{folder/ADAPTER[1]}')`.")
-    if missing: raise ValueError(f"{folder} has no {' and no '.join(missing)}: it is no adapter. {f'Give {folder}/adapter.' if (folder/'adapter').is_dir() else give}")
+        try:
+            wanted = [*ADAPTER, "base.json"]
+            folder = Path(snapshot_download(str(path), allow_patterns=wanted, token=hub_token()))
+        except (OSError, ValueError) as e:
+            raise ValueError(f"{path} is no folder here, and {no_answer(e)}. {give}") from None
+    missing = [name for name in ADAPTER if not (folder/name).exists()]
+    if missing == [ADAPTER[1]] and (folder/"adapter_model.bin").exists():
+        raise ValueError(f"{folder} has only adapter_model.bin, a pickle, which can run any program. "
+                         "Save it as safetensors.")
+    if missing:
+        raise ValueError(f"{folder} has no {' and no '.join(missing)}. {give}")
     return folder
 
-# %% ../nbs/41_adapters.ipynb #c689f1b4
-def read_base(
-    path:str|Path, # An adapter, or a model that one was merged into: a folder, or a name on the hub
-    revision:str|None=None, # Commit or branch on the hub
-)->dict: # Empty if there is no `base.json`: something else made the adapter, or none was merged
-    "What an adapter belongs to."
-    file = find_file(path, "base.json", revision)
-    if not file: return {}
-    try: base = dict(json.loads(file.read_text()))
-    except (ValueError, TypeError): base = {}
-    if not {"model", "weights"} <= base.keys(): raise ValueError(f"{file} is damaged. Copy or fetch it again. To use the adapter without it, rename the file: then the adapter cannot be trained further, and a comparison cannot tell which instructions it was trained on.")
-    return base
-
-# %% ../nbs/41_adapters.ipynb #6a90e741
-def trained_on(
-    path:str|Path, # An adapter or a model: a folder, or a name on the hub
-    revision:str|None=None, # Commit or branch on the hub
-)->dict[str,list[int]]: # `Instruction.id` → hashes, as from `traces`; empty for a model that no adapter was merged into
-    "Every instruction that an adapter, and all that it came from, was trained on."
-    base = read_base(path, revision)
-    if base and not isinstance(base.get("instructions"), dict):
-        raise ValueError(f"the base.json of {path} does not hold the traces of what the adapter was trained on: an earlier version wrote it. Train the adapter again.")
-    if not base and find_file(path, ADAPTER[0], revision):
-        warnings.warn(f"{path} has no base.json, so nothing says what it was trained on. An instruction that is compared on may be one of those.")
-    return base.get("instructions", {})
-
-# %% ../nbs/41_adapters.ipynb #def9e12a
-def instruction_traces(
-    dataset, # The pairs
-)->dict[str,list[int]]: # `Instruction.id` → hashes, as from `traces`
-    "Which instructions a data set is about."
-    return traces([Instruction(clean_messages(row["prompt"], "prompt")) for row in dataset])
-
-# %% ../nbs/41_adapters.ipynb #8295d90a
-def read_adapter(
-    folder:Path, # With the adapter
-)->dict[str,list[int]]: # Name → shape of each of its tensors
-    "What an adapter holds, if it is whole."
-    from peft import PeftConfig
-    from safetensors import safe_open, SafetensorError
-    again = "Copy or fetch the adapter again."
-    try: PeftConfig.from_pretrained(folder)
-    except (ValueError, KeyError, TypeError, AttributeError) as e: raise ValueError(f"{folder/ADAPTER[0]} is damaged, or of a kind that PEFT does not know ({type(e).__name__}: {e}). {again[:-1]}, or install a newer peft.") from None
-    try:
-        with safe_open(folder/ADAPTER[1], "pt") as f: return {key: f.get_slice(key).get_shape() for key in f.keys()}
-    except SafetensorError as e: raise ValueError(f"{folder/ADAPTER[1]} is not a whole safetensors file ({e}). {again}") from None
-
-# %% ../nbs/41_adapters.ipynb #7bb79978
-BEGINNINGS = True, False, None, "gaussian", "eva", "orthogonal" # Ways to begin a LoRA adapter that leave the model as it is
-
-def check_beginning(
-    folder:Path, # With the adapter
-):
-    "Refuse an adapter that was begun with a part of the model's weights."
-    init = json.loads((folder/ADAPTER[0]).read_text()).get("init_lora_weights", True)
-    if init not in BEGINNINGS: raise ValueError(f"{folder} was begun with a part of the model's own weights (init_lora_weights: {init!r}), and would change the model that it is put on. "
-        "Where it was trained, save it as a plain LoRA adapter: `save_pretrained(…, path_initial_model_for_weight_conversion=…)` of PEFT.")
-
-# %% ../nbs/41_adapters.ipynb #721128da
-def check_adapter(
+# %% ../nbs/41_adapters.ipynb #14e9d8db
+def check_base(
     lm:LM, # The model
-    folder:Path, # With the adapter
+    folder:Path, # Of the adapter
 ):
-    "Refuse an adapter that is damaged, or belongs to another model."
-    base, shapes = read_base(folder), read_adapter(folder)
-    check_beginning(folder)
-    load = "Load the model that it was trained on."
-    if base and base["weights"] != lm.settings["weights"]:
-        if base["model"] == lm.name and re.fullmatch(COMMIT, base["weights"]): load = f"The hub has another state of it by now: load that one, revision='{base['weights']}' (in the scripts: --revision)."
-        raise ValueError(f"{folder} was trained on {base['model']} (weights {base['weights']}); {lm.name} has the weights {lm.settings['weights']}. {load}")
-    if base and base.get("files") != lm.settings.get("files"): warnings.warn(f"{folder} was trained with another config.json, tokenizer or chat template than {lm.name} has now. It is loaded, but may read its prompts in another way than it learned to.")
-    layers = linear_layers(lm.model)
-    sizes = lambda m: (m.nx, m.nf) if type(m).__name__ == "Conv1D" else (m.in_features, m.out_features)
-    for key, shape in shapes.items():
-        name, _, part = key.removeprefix("base_model.model.").rpartition(".lora_")
-        is_a = part.startswith("A")
-        if name not in layers: raise ValueError(f"{folder} adapts {name or key}, and {lm.name} has no such layer. {load}")
-        if shape[is_a] != sizes(layers[name])[not is_a]:
-            raise ValueError(f"{folder}: {key} has the shape {shape}, and the layer of {lm.name} is {sizes(layers[name])} (in, out). {load}")
+    "Refuse an adapter of another model."
+    base, now = read_base(folder), lm.settings
+    if base and base["weights"] != now["weights"]:
+        raise ValueError(f"{folder} was trained on {base['model']} (weights {base['weights']}); {lm.name} "
+                         f"has the weights {now['weights']}. Load the model that it was trained on.")
+    if base and base.get("files") != now.get("files"):
+        warnings.warn(f"{folder} was trained with another configuration or tokenizer than {lm.name} has.")
 
-# %% ../nbs/41_adapters.ipynb #b116e640
+# %% ../nbs/41_adapters.ipynb #a8c58a4b
 class Tuned(LM):
     "A model with an adapter, and where both came from."
     def __init__(self,
@@ -233,100 +213,121 @@ class Tuned(LM):
         adapter:Path, # The adapter's folder
         name:str, # What the two together are called
     ):
-        super().__init__(model, base.tokenizer, name, weights=digest([base.settings["weights"], *(sha256(adapter/n) for n in ADAPTER)]))
+        weights = digest([base.settings["weights"], *(sha256(adapter/n) for n in ADAPTER)])
+        super().__init__(model, base.tokenizer, name, weights=weights)
         self.base, self.adapter = base, adapter
         self.settings |= {k: base.settings[k] for k in ("files", "quantization") if k in base.settings}
 
-# %% ../nbs/41_adapters.ipynb #e42138e6
+# %% ../nbs/41_adapters.ipynb #e095a8bb
+BEGINNINGS = True, False, None, "gaussian", "eva", "orthogonal" # Ways that leave the model as it is
+
+def attach_adapter(
+    model, # As from `twin`
+    folder:Path, # With the adapter
+): # `peft.PeftModel`
+    "A model with an adapter that fits it."
+    from peft import get_peft_model_state_dict, PeftConfig, PeftModel
+    from safetensors import safe_open
+    try:
+        with quiet():
+            warnings.filterwarnings("ignore", "Found missing adapter keys") # Said below
+            config = PeftConfig.from_pretrained(folder)
+            begun, config.init_lora_weights = config.init_lora_weights, True
+            tuned = PeftModel.from_pretrained(model, folder, config=config).eval()
+        with safe_open(folder/ADAPTER[1], "pt") as f:
+            unmatched = get_peft_model_state_dict(tuned, save_embedding_layers=False).keys() ^ f.keys()
+        if unmatched:
+            raise KeyError(f"only one of the two has {min(unmatched)}")
+    except (OSError, torch.OutOfMemoryError):
+        raise
+    except Exception as e: # PEFT raises whatever a damaged file leads to
+        why = printable(str(e), 200)
+        raise ValueError(f"{folder} is damaged, or does not fit the model ({why}). Fetch it again, or "
+                         "load its own model.") from None
+    if begun not in BEGINNINGS:
+        raise ValueError(f"{folder} has taken a part of its model's weights (init_lora_weights: {begun!r}). "
+                         "Save it there with PEFT's `path_initial_model_for_weight_conversion`.")
+    return tuned
+
+# %% ../nbs/41_adapters.ipynb #3497bfea
 def load_adapter(
     lm:LM, # The model it was trained on; it is not changed
     path:str|Path, # A folder, or a name on the hub
     name:str|None=None, # What the tuned model is called; `None` = the model's name + "-dpo"
 )->Tuned: # `.model.disable_adapter()` is a context in which it answers as the base model
-    "A model with its adapter. Both share their weights; to merge the adapter into them there is `merge_adapter`."
-    from peft import get_peft_model_state_dict, PeftConfig, PeftModel
-    if isinstance(lm, Tuned): raise ValueError(f"{lm.name} has an adapter already. Load this one on the model without it: load_adapter(lm.base, …).")
+    "A model with its adapter, which share their weights (`merge_adapter` adds the adapter to them)."
+    if isinstance(lm, Tuned):
+        raise ValueError(f"{lm.name} has an adapter already. Load this one on `lm.base`.")
     check_whole(lm)
     folder = adapter_folder(path)
-    check_adapter(lm, folder)
-    parts = f"{folder}: {ADAPTER[0]} and {ADAPTER[1]} do not belong together"
-    try:
-        with quiet():
-            warnings.filterwarnings("ignore", "Found missing adapter keys") # Said below
-            config = PeftConfig.from_pretrained(folder)
-            config.init_lora_weights = True # Its numbers come from the file, however it was begun
-            model = PeftModel.from_pretrained(twin(lm.model), folder, config=config).eval()
-    except RuntimeError as e:
-        if isinstance(e, torch.OutOfMemoryError) or "size mismatch" not in str(e): raise
-        raise ValueError(f"{parts} (the shapes of their layers differ). Copy or fetch the adapter again.") from None
-    except (KeyError, TypeError, IndexError, AttributeError, ImportError) as e: raise ValueError(f"{folder/ADAPTER[0]} asks for what PEFT cannot do here ({type(e).__name__}: {e}). Is it a LoRA adapter, and whole?") from None
-    wanted, there = get_peft_model_state_dict(model, save_embedding_layers=False).keys(), read_adapter(folder).keys()
-    if wanted - there: raise ValueError(f"{parts} (there is no {min(wanted - there)}). Copy or fetch the adapter again.")
-    if there - wanted: raise ValueError(f"{parts} (there is no place for {min(there - wanted)}). Copy or fetch the adapter again.")
-    return Tuned(model, lm, folder, name or f"{lm.name}-dpo")
+    check_base(lm, folder)
+    return Tuned(attach_adapter(twin(lm.model), folder), lm, folder, name or f"{lm.name}-dpo")
 
-# %% ../nbs/41_adapters.ipynb #4fb915d9
+# %% ../nbs/41_adapters.ipynb #8eb4a3c1
 def check_shape(
     lora, # From `lora_config`
     start:Path, # The adapter to start from
 ):
     "Refuse an adapter of another kind or size than the one that would be trained."
-    from peft import LoraConfig
-    plain = lambda config: {k: sorted(v) if isinstance(v, (set, list)) else v for k, v in config.items()}
-    free = {"base_model_name_or_path", "inference_mode", "init_lora_weights", "lora_dropout", "peft_version", "revision", "auto_mapping", "task_type"}
-    new = {k: v for k, v in plain(lora.to_dict()).items() if k not in free}
-    there = plain(LoraConfig().to_dict() | json.loads((start/"adapter_config.json").read_text()))
-    differ = differences({k: there[k] for k in new}, new)
-    if differ: raise ValueError(f"the adapter in {start} is another one than would be trained ({differ}). Give `lora_r`, `lora_alpha` and `targets` as it has them. "
-                                "An adapter that is no plain LoRA can be merged into its model (`merge_adapter`), to train a new one on that.")
+    from peft import LoraConfig, PeftConfig
+    free = {*PeftConfig().to_dict(), "init_lora_weights", "lora_dropout"} # What is no matter of shape
+    there = LoraConfig().to_dict() | json.loads((start/ADAPTER[0]).read_text())
+    new = {k: v for k, v in lora.to_dict().items() if k not in free}
+    in_order = lambda config: {k: sorted(v) if isinstance(v, (set, list)) else v for k, v in config.items()}
+    differ = differences(in_order({k: there[k] for k in new}), in_order(new))
+    if differ:
+        raise ValueError(f"the adapter in {start} has another shape ({differ}). Give its `lora_r`, "
+                         "`lora_alpha` and `targets`, or merge it into its model first.")
 
-# %% ../nbs/41_adapters.ipynb #1d998ce1
 def load_start(
     model, # A `PeftModel` with a new adapter
     start:Path, # The adapter to start from
 ):
     "Give a new adapter the numbers of an old one."
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
-    weights, names = load_file(start/"adapter_model.safetensors"), get_peft_model_state_dict(model, save_embedding_layers=False).keys()
-    if weights.keys() != names: raise ValueError(f"the adapter in {start} has other layers than would be trained: {min(weights.keys() ^ names)} is only in one of them. "
-                                                 "Merge it into its model (`merge_adapter`), and train a new one on that.")
-    set_peft_model_state_dict(model, weights)
+    set_peft_model_state_dict(model, load_file(start/ADAPTER[1]))
 
-# %% ../nbs/41_adapters.ipynb #4cbc9a82
+# %% ../nbs/41_adapters.ipynb #8e62df9c
 def past(
     lm:LM, # As from `load_lm` or `load_adapter`
-)->dict[str,list[int]]: # As from `trained_on`; empty for a model as it came
+)->dict[str,list[int]]: # As from `trained_on`
     "Every instruction that a model was trained on here."
-    base, adapter = (lm.base, lm.adapter) if isinstance(lm, Tuned) else (lm, None)
-    weights = base.settings["weights"]
-    from_hub = re.fullmatch(COMMIT, weights)
-    merged = trained_on(base.name, weights) if from_hub or Path(base.name).is_dir() else {}
-    return {**merged, **(trained_on(adapter) if adapter else {})}
+    base = lm.base if isinstance(lm, Tuned) else lm
+    seen, weights = {}, base.settings["weights"]
+    if re.fullmatch(COMMIT, weights) or Path(base.name).is_dir():
+        seen |= trained_on(base.name, weights)
+    return seen if base is lm else seen | trained_on(lm.adapter)
 
-# %% ../nbs/41_adapters.ipynb #cbdff6eb
+# %% ../nbs/41_adapters.ipynb #f5316871
 def base_identity(
     base:str|Path, # As in `load_lm`
     revision:str|None=None, # As in `load_lm`
 )->dict[str,str]: # As `load_lm` keeps it in `settings`
     "What is remembered of a model, without loading it."
     config = find_file(base, "config.json", revision)
-    if not config: raise ValueError(f"{base} has no config.json, here or on the hub: it is no model, or the hub cannot be reached. Give the folder that `save_pretrained` wrote, or a hub name.")
-    return dict(weights=config.parent.name) if re.fullmatch(COMMIT, config.parent.name) else identity(config.parent)
+    if not config:
+        raise ValueError(f"{base} has no config.json. Give the folder or the hub name of a model.")
+    commit = config.parent.name
+    return dict(weights=commit) if re.fullmatch(COMMIT, commit) else identity(config.parent)
 
-# %% ../nbs/41_adapters.ipynb #26231714
+# %% ../nbs/41_adapters.ipynb #432293b6
 def is_merged(
     out:Path, # Of the merged model
     about:dict, # What is to be merged
 )->bool: # Whether it is there
     "Refuse a folder that holds something else."
-    if not out.exists() or not any(out.iterdir()): return False
-    if not (out/"merged.json").exists(): raise ValueError(f"{out} is there already, and `merge_adapter` did not make it. Use another folder.")
-    differ = differences(json.loads((out/"merged.json").read_text()), about)
-    if differ: raise ValueError(f"{out} holds another merged model ({differ}). Use another folder.")
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    made = out/"merged.json"
+    if not made.exists():
+        raise ValueError(f"{out} holds something that `merge_adapter` did not make. Use another folder.")
+    differ = differences(json.loads(made.read_text()), about)
+    if differ:
+        raise ValueError(f"{out} holds another merged model ({differ}). Use another folder.")
     return True
 
-# %% ../nbs/41_adapters.ipynb #89ec3eb2
+# %% ../nbs/41_adapters.ipynb #a18a1e5a
 def merge_adapter(
     base:str|Path, # The model that the adapter was trained on, as in `load_lm`
     adapter:str|Path, # A folder, or a name on the hub
@@ -336,32 +337,19 @@ def merge_adapter(
 )->Path: # `out`, for `load_lm`
     "Write a model in safetensors whose weights have learned what the adapter has."
     out, adapter = Path(out), adapter_folder(adapter)
-    about = dict(base_identity(base, revision), base=str(base), revision=revision, adapter=[sha256(adapter/n) for n in ADAPTER], dtype=dtype)
-    if is_merged(out, about): return out
+    about = dict(base_identity(base, revision), base=str(base), revision=revision,
+                 adapter=[sha256(adapter/n) for n in ADAPTER], dtype=dtype)
+    if is_merged(out, about):
+        return out
     lm = load_lm(base, dtype, "cpu", revision=revision)
     if four_bit(lm.model):
-        raise ValueError(f"{base} is stored in 4 bits, and an adapter cannot be merged into those without loss. Give the model that it was quantized from.")
-    merged, half = load_adapter(lm, adapter).model.merge_and_unload(safe_merge=True), out.with_name(out.name + ".part")
+        raise ValueError(f"{base} is in 4 bits, which would lose the adapter. Give the unquantized model.")
+    half = out.with_name(out.name + ".part")
     shutil.rmtree(half, ignore_errors=True)
-    merged.save_pretrained(half); lm.tokenizer.save_pretrained(half)
-    if (adapter/"base.json").exists(): shutil.copy(adapter/"base.json", half)
-    write_whole(half/"merged.json", json.dumps(about, indent=1) + "\n")
+    load_adapter(lm, adapter).model.merge_and_unload(safe_merge=True).save_pretrained(half)
+    lm.tokenizer.save_pretrained(half)
+    if (adapter/"base.json").exists():
+        shutil.copy(adapter/"base.json", half)
+    write_atomically(half/"merged.json", json.dumps(about, indent=1) + "\n")
     os.replace(half, out)
     return out
-
-# %% ../nbs/41_adapters.ipynb #222a89b4
-def merge_report(
-    tuned:LM, # The model with its adapter, from `load_adapter`
-    merged:LM, # The same, merged
-    instructions:list[Instruction], # To answer
-    max_new_tokens:int=256, # Where an answer is cut
-): # `pandas.DataFrame`, one row an instruction: `instruction`, `tuned`, `merged` (the answers), `same`, `difference` (largest of a token's log-probability)
-    "What merging has changed."
-    import pandas as pd
-    answers = [generate(m, instructions, responses_per_instruction=1, temperature=0., max_new_tokens=max_new_tokens) for m in (tuned, merged)]
-    rows = []
-    encoded = [tuned.encode(i.messages, a.text, a.finished) for i, a in zip(instructions, answers[0])]
-    before, after = [row_logps(m.model, [e.prompt + e.completion for e in encoded], [len(e.prompt) for e in encoded]) for m in (tuned, merged)]
-    for i, a, b, x, y in zip(instructions, *answers, before, after):
-        rows.append(dict(instruction=i.text, tuned=a.text, merged=b.text, same=a.text == b.text, difference=max((x - y).abs().tolist(), default=0.)))
-    return pd.DataFrame(rows)

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'GROUP_OF', 'PAIRS', 'OPPOSITE', 'NAMES', 'GIFTS', 'NUMBERS', 'CLOSINGS', 'ASK', 'ANSWER', 'SHORT', 'SLOTS',
-           'POINTS', 'CHECKS', 'DEFECTS', 'REVIEW', 'WRITE', 'read', 'split_of', 'TinyWorld', 'said', 'Oracle',
-           'review_question', 'review_answer', 'read_review', 'tiny_path']
+           'SPLITS', 'POINTS', 'FACTS', 'IS_FACT', 'CHECKS', 'DEFECTS', 'WRONG', 'TinyWorld', 'Oracle', 'tiny_path']
 
-# %% ../nbs/03_tiny.ipynb #4235af4d
+# %% ../nbs/03_tiny.ipynb #e6dbcbe4
 import random, re
 from functools import cache
 from importlib.resources import files
@@ -16,38 +15,49 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .records import digest, Instruction, plural, Response
-from .judging import Judge
+from .records import digest, Instruction, Response
+from .judging import Cost, Judge
 
-# %% ../nbs/03_tiny.ipynb #0001e793
-GROUPS = {g: tuple(words.split()) for g, words in dict(
-    animals="bear cat cow dog fox goat horse lion mouse pig", fruits="apple banana cherry fig grape lemon mango peach pear plum",
-    colours="black blue brown gold green grey pink purple red white", tools="axe chisel drill hammer knife nail rake saw spade wrench",
-    drinks="cider cocoa coffee juice lemonade milk soda tea water wine", clothes="belt boot cap coat dress glove hat scarf shirt sock",
-    instruments="banjo bell cello drum flute guitar harp piano trumpet violin", vehicles="bike boat bus car lorry plane ship train tram van").items()}
-GROUP_OF = {word: g for g, words in GROUPS.items() for word in words}
-PAIRS = """hot cold, big small, fast slow, young old, light dark, wet dry, high low, rich poor, full empty, hard soft, long short, loud quiet,
-    early late, near far, strong weak, happy sad, clean dirty, open closed, thick thin, sweet sour"""
-OPPOSITE = {a: b for pair in PAIRS.split(",") for x, y in [pair.split()] for a, b in [(x, y), (y, x)]}
-NAMES = "Anna Ben Clara David Emma Felix Grace Henry Ida Jack Karl Lena Max Nora Oscar Paul Rosa Sam Tina Uma".split()
+# %% ../nbs/03_tiny.ipynb #179c4d98
+GROUPS = {group: words.split() for group, words in dict(
+    animals="bear cat cow dog fox goat horse lion mouse pig",
+    fruits="apple banana cherry fig grape lemon mango peach pear plum",
+    colours="black blue brown gold green grey pink purple red white",
+    tools="axe chisel drill hammer knife nail rake saw spade wrench",
+    drinks="cider cocoa coffee juice lemonade milk soda tea water wine",
+    clothes="belt boot cap coat dress glove hat scarf shirt sock",
+    instruments="banjo bell cello drum flute guitar harp piano trumpet violin",
+    vehicles="bike boat bus car lorry plane ship train tram van").items()}
+GROUP_OF = {word: group for group, words in GROUPS.items() for word in words}
+
+# %% ../nbs/03_tiny.ipynb #dedd1950
+PAIRS = """hot cold, big small, fast slow, young old, light dark, wet dry, high low, rich poor, full empty,
+    hard soft, long short, loud quiet, early late, near far, strong weak, happy sad, clean dirty, open closed,
+    thick thin, sweet sour"""
+OPPOSITE = {a: b for pair in map(str.split, PAIRS.split(",")) for a, b in (pair, pair[::-1])}
+NAMES = ["Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Ida", "Jack",
+         "Karl", "Lena", "Max", "Nora", "Oscar", "Paul", "Rosa", "Sam", "Tina", "Uma"]
 GIFTS = "book card cake flowers lamp letter map photo ring ticket toy watch".split()
 NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
 CLOSINGS = ["Glad to help!", "I hope this helps!", "Have a nice day!", "Best wishes!"]
 
-# %% ../nbs/03_tiny.ipynb #d6281833
+# %% ../nbs/03_tiny.ipynb #1c53a2c0
 ASK = dict(
-    list=["Name {n} {group}.", "List {n} {group}.", "Give me {n} {group}.", "Can you name {n} {group}?", "Please list {n} {group}.", "Tell me {n} {group}."],
-    opposite=["What is the opposite of {adj}?", "Name the opposite of {adj}.", "Give me the opposite of {adj}.", "Which word is the opposite of {adj}?",
+    list=["Name {n} {group}.", "List {n} {group}.", "Give me {n} {group}.", "Can you name {n} {group}?",
+          "Please list {n} {group}.", "Tell me {n} {group}."],
+    opposite=["What is the opposite of {adj}?", "Name the opposite of {adj}.",
+              "Give me the opposite of {adj}.", "Which word is the opposite of {adj}?",
               "Tell me the opposite of {adj}.", "What word means the opposite of {adj}?"],
-    sort=["Sort these words: {words}.", "Put these words in alphabetical order: {words}.", "Sort alphabetically: {words}.",
-          "Which order do these words have in a dictionary: {words}?"],
-    add=["What is {a} + {b}?", "Add {a} and {b}.", "What is the sum of {a} and {b}?", "How much is {a} + {b}?", "Calculate {a} + {b}.", "Please add {a} and {b}."],
-    thank=["Write a thank-you note to {name} for the {gift}.", "Thank {name} for the {gift}.", "Write to {name} and say thanks for the {gift}.",
-           "Please thank {name} for the {gift}."],
-    group=["Which group does {thing} belong to?", "What group is {thing} in?", "Name the group of {thing}.", "Which group is {thing} part of?",
-           "To which group does {thing} belong?"])
+    sort=["Sort these words: {words}.", "Put these words in alphabetical order: {words}.",
+          "Sort alphabetically: {words}.", "Which order do these words have in a dictionary: {words}?"],
+    add=["What is {a} + {b}?", "Add {a} and {b}.", "What is the sum of {a} and {b}?",
+         "How much is {a} + {b}?", "Calculate {a} + {b}.", "Please add {a} and {b}."],
+    thank=["Write a thank-you note to {name} for the {gift}.", "Thank {name} for the {gift}.",
+           "Write to {name} and say thanks for the {gift}.", "Please thank {name} for the {gift}."],
+    group=["Which group does {thing} belong to?", "What group is {thing} in?", "Name the group of {thing}.",
+           "Which group is {thing} part of?", "To which group does {thing} belong?"])
 
-# %% ../nbs/03_tiny.ipynb #16399d8f
+# %% ../nbs/03_tiny.ipynb #d6b95988
 ANSWER = dict(
     list=["Here are {n} {group}: {items}.", "My {n} {group} are {items}."],
     opposite=["The opposite of {adj} is {other}.", "The word {adj} is the opposite of {other}."],
@@ -55,122 +65,115 @@ ANSWER = dict(
     add=["{a} + {b} = {c}.", "The sum of {a} and {b} is {c}."],
     thank=["Dear {name}, thank you for the {gift}.", "{name}, many thanks for the {gift}."],
     group=["The word {thing} belongs to the {group}.", "The group of {thing} is {group}."])
-SHORT = dict(opposite="The word {adj} has an opposite.", add="{a} and {b} have a sum.", thank="Dear {name}, thank you very much.",
-             group="The word {thing} belongs to a group.")
+SHORT = dict(
+    opposite="The word {adj} has an opposite.", add="{a} and {b} have a sum.",
+    thank="Dear {name}, thank you very much.", group="The word {thing} belongs to a group.")
 
-# %% ../nbs/03_tiny.ipynb #290c9517
-def _any(words): return "|".join(words)
-_thing = f"(?:{_any(GROUP_OF)})"
-SLOTS = dict(n=_any(NUMBERS), group=_any(GROUPS), adj=_any(OPPOSITE), other=_any(OPPOSITE), thing=_thing, name=_any(NAMES), gift=_any(GIFTS),
-             a="[1-9]", b="[1-9]", c="[0-9]{1,2}", words=f"{_thing}(?:, {_thing})+", items=f"{_thing}(?:, {_thing})*(?: and {_thing})?")
+# %% ../nbs/03_tiny.ipynb #08af3932
+SLOTS = {slot: "|".join(words) for slot, words in dict(
+    n=NUMBERS, group=GROUPS, adj=OPPOSITE, other=OPPOSITE, thing=GROUP_OF, name=NAMES, gift=GIFTS).items()}
+SLOTS |= dict(a="[1-9]", b="[1-9]", c="[0-9]{1,2}")
+_thing = f"(?:{SLOTS['thing']})"
+SLOTS |= dict(words=f"{_thing}(?:, {_thing})+", items=f"{_thing}(?:, {_thing})*(?: and {_thing})?")
 
 @cache
-def read(
-    template:str, # With slots in braces
-)->re.Pattern: # With one named group a slot
-    "The regular expression that reads what a template writes."
+def _pattern(template):
+    "The regular expression that reads what a template writes, with one named group a slot."
     parts = re.split(r"{(\w+)}", template)
     return re.compile("".join(f"(?P<{p}>{SLOTS[p]})" if i % 2 else re.escape(p) for i, p in enumerate(parts)))
 
-# %% ../nbs/03_tiny.ipynb #513e119d
-def split_of(
-    text:str, # An instruction of the world
-)->str: # "train", "dev" or "test": five to one to one
-    "The split that a text belongs to."
-    return {0: "dev", 1: "test"}.get(int(digest(text), 16) % 7, "train")
+# %% ../nbs/03_tiny.ipynb #554466e2
+SPLITS = ["dev", "test", *["train"] * 5]
 
 @cache
-def _written_out():
-    fill = dict(list=[dict(n=n, group=g) for n in NUMBERS for g in GROUPS], opposite=[dict(adj=a) for a in OPPOSITE],
-                sort=[dict(words=", ".join(p)) for ws in GROUPS.values() for p in permutations(ws, 3)],
-                add=[dict(a=a, b=b) for a, b in product(range(1, 10), repeat=2)],
-                thank=[dict(name=n, gift=g) for n in NAMES for g in GIFTS], group=[dict(thing=t) for t in GROUP_OF])
-    pools = {s: {k: [] for k in ASK} for s in ("train", "dev", "test")}
-    for kind in ASK:
-        for text in sorted((t.format(**f) for t in ASK[kind] for f in fill[kind]), key=digest): pools[split_of(text)][kind].append(text)
+def _all_texts(): # By split and kind, in a fixed order
+    fill = dict(
+        list=[dict(n=n, group=g) for n in NUMBERS for g in GROUPS],
+        opposite=[dict(adj=a) for a in OPPOSITE],
+        sort=[dict(words=", ".join(p)) for words in GROUPS.values() for p in permutations(words, 3)],
+        add=[dict(a=a, b=b) for a, b in product(range(1, 10), repeat=2)],
+        thank=[dict(name=n, gift=g) for n in NAMES for g in GIFTS],
+        group=[dict(thing=t) for t in GROUP_OF])
+    pools = {split: {kind: [] for kind in ASK} for split in ("train", "dev", "test")}
+    for kind, templates in ASK.items():
+        for text in sorted((t.format(**slots) for t in templates for slots in fill[kind]), key=digest):
+            pools[SPLITS[int(digest(text), 16) % 7]][kind].append(text)
     return pools
 
-# %% ../nbs/03_tiny.ipynb #114421b1
 class TinyWorld:
     "Six kinds of instruction, and answers of a chosen quality."
-    sizes = dict(train=2000, dev=400, test=400)
-    def __init__(self): self.pools = _written_out() # Texts by split and kind, in a fixed order
+    def __init__(self): self.pools = _all_texts() # Texts by split and kind
 
-# %% ../nbs/03_tiny.ipynb #d7aa585e
+# %% ../nbs/03_tiny.ipynb #87fe8084
 @patch
 def instructions(self:TinyWorld,
     split:str="train", # "train", "dev" or "test"
-    n:int|None=None, # How many; `None` = 2,000 of train, 400 of dev and test (all, if only one kind is wanted)
-    kind:str|None=None, # Only this kind: a key of `ASK`
+    n:int|None=None, # How many, at most; `None` = 2,000 of train, 400 of dev and test
 )->list[Instruction]: # Distinct, always the same, in an order without a pattern
     "The instructions of a split, balanced over the kinds."
-    if split not in self.pools: raise ValueError(f"the tiny world has no split {split!r}: choose one of {', '.join(self.pools)}")
-    if kind not in (None, *ASK): raise ValueError(f"the tiny world has no kind {kind!r}: choose one of {', '.join(ASK)}")
-    pools = [self.pools[split][k] for k in ASK if kind in (None, k)]
-    there, taken = sum(map(len, pools)), []
-    n = n if n is not None else there if kind else self.sizes[split]
-    if not 0 <= n <= there: raise ValueError(f"{n} instructions were asked for, and {split} has {there} of {kind or 'all kinds'}: ask for fewer")
-    for i, pool in enumerate(sorted(pools, key=len)): taken += pool[:(n - len(taken)) // (len(pools) - i)]
+    if split not in self.pools:
+        raise ValueError(f"the tiny world has no split {split!r}: choose one of {', '.join(self.pools)}")
+    if n is None: n = 2000 if split == "train" else 400
+    pools, taken = sorted(self.pools[split].values(), key=len), []
+    for i, pool in enumerate(pools): taken += pool[:(n - len(taken)) // (len(pools) - i)]
     return [Instruction.ask(t, f"tiny:{split}") for t in sorted(taken, key=lambda t: digest(["order", t]))]
 
-# %% ../nbs/03_tiny.ipynb #83257ce7
+# %% ../nbs/03_tiny.ipynb #9fa80ecc
 @patch
 def parse(self:TinyWorld,
     text:str, # An instruction, from anywhere
 )->tuple[str,dict]|None: # The kind and its slots; `None` = not of this world
     "What is asked."
-    for kind in ASK:
-        for template in ASK[kind]:
-            if m := read(template).fullmatch(text.strip()):
+    for kind, templates in ASK.items():
+        for template in templates:
+            if m := _pattern(template).fullmatch(text.strip()):
                 words = m.groupdict().get("words", "").split(", ")
                 return (kind, m.groupdict()) if len(words) == len(set(words)) else None
 
-# %% ../nbs/03_tiny.ipynb #eb3fb7fd
+# %% ../nbs/03_tiny.ipynb #bf7b5e1d
 POINTS = ["relevant", "complete", "correct", "clean", "polite"]
 
-def said(
-    text:str, # Any text
-)->list[str]: # Its words and numbers in lower case, each once
-    "The distinct words of a text, in order."
-    return list(dict.fromkeys(re.findall(r"[a-z]+|[0-9]+", text.lower())))
+def _distinct_words(text): return list(dict.fromkeys(re.findall(r"[a-z]+|[0-9]+", text.lower())))
 
-# %% ../nbs/03_tiny.ipynb #55b65cd4
-def _list(spoken, n, group):
+# %% ../nbs/03_tiny.ipynb #41d539a9
+FACTS = dict(
+    opposite=lambda adj: dict(other=OPPOSITE[adj]),
+    add=lambda a, b: dict(c=str(int(a) + int(b))),
+    group=lambda thing: dict(group=GROUP_OF[thing]))
+IS_FACT = dict(opposite=OPPOSITE.__contains__, add=str.isdigit, group=GROUPS.__contains__)
+
+def _check_fact(kind, spoken, slots):
+    asked = {*slots.values()}
+    given = [w for w in spoken if IS_FACT[kind](w) and w not in asked]
+    return asked <= {*spoken}, bool(given), given == [*FACTS[kind](**slots).values()]
+
+# %% ../nbs/03_tiny.ipynb #fb325135
+def _check_list(spoken, n, group):
     things = [w for w in spoken if w in GROUP_OF]
     fits = [GROUP_OF[t] == group for t in things]
     return group in spoken or any(fits), len(things) == NUMBERS[n], bool(things) and all(fits)
 
-def _opposite(spoken, adj):
-    others = [w for w in spoken if w in OPPOSITE and w != adj]
-    return adj in spoken, bool(others), others == [OPPOSITE[adj]]
+def _check_sort(spoken, words):
+    given = words.split(", ")
+    things = [w for w in spoken if w in GROUP_OF]
+    correct = len(things) > 1 and {*things} <= {*given} and things == sorted(things)
+    return any(t in given for t in things), {*things} >= {*given}, correct
 
-def _sort(spoken, words):
-    things, given = [w for w in spoken if w in GROUP_OF], words.split(", ")
-    correct = len(things) > 1 and set(things) <= set(given) and things == sorted(things)
-    return any(t in given for t in things), set(things) >= set(given), correct
+def _check_thank(spoken, name, gift):
+    names = {w for w in spoken if w.title() in NAMES}
+    gifts = {w for w in spoken if w in GIFTS}
+    correct = bool(names | gifts) and names <= {name.lower()} and gifts <= {gift}
+    return not {"thank", "thanks"}.isdisjoint(spoken), bool(names and gifts), correct
 
-# %% ../nbs/03_tiny.ipynb #1f157f38
-def _add(spoken, a, b):
-    others = [w for w in spoken if w.isdigit() and w not in (a, b)]
-    return a in spoken and b in spoken, bool(others), others == [str(int(a) + int(b))]
+CHECKS = dict(list=_check_list, sort=_check_sort, thank=_check_thank)
 
-def _thank(spoken, name, gift):
-    names, gifts = [w for w in spoken if w.title() in NAMES], [w for w in spoken if w in GIFTS]
-    correct = bool(names + gifts) and {*names} <= {name.lower()} and {*gifts} <= {gift}
-    return bool({"thank", "thanks"} & {*spoken}), bool(names and gifts), correct
-
-def _group(spoken, thing):
-    groups = [w for w in spoken if w in GROUPS]
-    return thing in spoken, bool(groups), groups == [GROUP_OF[thing]]
-
-CHECKS = dict(list=_list, opposite=_opposite, sort=_sort, add=_add, thank=_thank, group=_group)
-
-# %% ../nbs/03_tiny.ipynb #3cd561b1
-def _tidy(sentence):
-    forms = [t for kind in ANSWER for t in [*ANSWER[kind], SHORT.get(kind)] if t]
-    found = next((m for t in forms if (m := read(t).fullmatch(sentence))), None)
-    items = re.split(", | and ", found.groupdict().get("items", "")) if found else []
-    return found is not None and len(items) == len(set(items))
+# %% ../nbs/03_tiny.ipynb #76fd21df
+def _is_clean(sentence):
+    for template in [*sum(ANSWER.values(), []), *SHORT.values()]:
+        if m := _pattern(template).fullmatch(sentence):
+            items = re.split(", | and ", m.groupdict().get("items", ""))
+            return len(items) == len(set(items))
+    return False
 
 # %% ../nbs/03_tiny.ipynb #af986bbb
 class Oracle(Judge):
@@ -180,7 +183,7 @@ class Oracle(Judge):
     def describe(self): return "the oracle"
     def cost(self, *how): return 0, 0.
 
-# %% ../nbs/03_tiny.ipynb #b1b616d0
+# %% ../nbs/03_tiny.ipynb #133338c0
 @patch
 def points(self:Oracle,
     instruction:Instruction, # Of the tiny world
@@ -189,65 +192,85 @@ def points(self:Oracle,
     "Which points an answer earns."
     task = self.world.parse(instruction.text)
     if task is None: return None
-    text, (kind, slots) = text.strip(), task
+    kind, slots = task
+    text = text.strip()
+    spoken = _distinct_words(text)
+    checked = _check_fact(kind, spoken, slots) if kind in FACTS else CHECKS[kind](spoken, **slots)
+    relevant, complete, correct = checked
     closing = next((c for c in CLOSINGS if text.endswith(c)), "")
-    relevant, complete, correct = CHECKS[kind](said(text), **slots)
-    polite = bool(closing) and sum(text.count(c) for c in CLOSINGS) == 1
-    clean = _tidy(text.removesuffix(closing).rstrip())
+    polite = bool(closing) and sum(map(text.count, CLOSINGS)) == 1
+    clean = _is_clean(text.removesuffix(closing).rstrip())
     return dict(zip(POINTS, map(int, (relevant, relevant and complete, relevant and correct, clean, polite))))
 
-# %% ../nbs/03_tiny.ipynb #e2c33834
+# %% ../nbs/03_tiny.ipynb #e408b337
 @patch
 def score(self:Oracle,
     groups:list[tuple[Instruction,list[Response]]], # Instructions, each with its responses
-): # Yields scores from 0 to 5, or `None` for each response to an instruction of another world; `detail` holds the points
+): # Yields scores from 0 to 5 (`None` for an instruction of another world), and a `detail` with the points
     "Score the responses of each instruction."
     for instruction, responses in groups:
         points = [self.points(instruction, r.text) for r in responses]
         yield [None if p is None else float(sum(p.values())) for p in points], dict(points=points)
 
+# %% ../nbs/03_tiny.ipynb #42e2697a
 @patch
 def check(self:Oracle,
     instructions:list[Instruction], # What it is to judge
 ):
     "Refuse a list in which nothing is of the tiny world."
     if not any(self.world.parse(i.text) for i in instructions):
-        raise ValueError(f"the oracle knows the tiny world only, and nothing here is of it ({plural(len(instructions), 'instruction')}). Give another judge or evaluator, such as llm-blender/PairRM or a function of your own (my_judges.py:name).")
+        raise ValueError("the oracle knows the tiny world only, and none of the instructions is of it. "
+                         "Give another judge, such as llm-blender/PairRM.")
 
 # %% ../nbs/03_tiny.ipynb #87af1b5a
 # Chance of each defect at quality 0 (above 1 = certain); at quality q it is 1 - q of that
 DEFECTS = dict(relevant=.2, complete=.4, correct=.4, clean=.4, polite=1.5)
 
-# %% ../nbs/03_tiny.ipynb #35f3c18c
-def _false(kind, slots, rng):
-    "The same slots with one thing wrong."
-    s = dict(slots)
-    if kind == "list": s["items"] = [*s["items"][1:], rng.choice([w for w, g in GROUP_OF.items() if g != s["group"]])]
-    if kind == "opposite": s["other"] = rng.choice([w for w in OPPOSITE if w not in (s["adj"], s["other"])])
-    if kind == "sort": i = rng.randrange(1, len(s["items"])); s["items"] = [*s["items"][:i-1], s["items"][i], s["items"][i-1], *s["items"][i+1:]]
-    if kind == "add": s["c"] = rng.choice([str(c) for c in range(2, 19) if str(c) not in (s["a"], s["b"], s["c"])])
-    if kind == "group": s["group"] = rng.choice([g for g in GROUPS if g != s["group"]])
-    if kind == "thank": which, words = rng.choice([("name", NAMES), ("gift", GIFTS)]); s[which] = rng.choice([w for w in words if w != s[which]])
-    return s
+# %% ../nbs/03_tiny.ipynb #f48ca4ae
+def _right_slots(kind, slots, complete, rng):
+    if kind in FACTS: return slots | FACTS[kind](**slots)
+    if kind == "list":
+        n = NUMBERS[slots["n"]] + (0 if complete else rng.choice([-1, 1]))
+        return slots | dict(items=rng.sample(GROUPS[slots["group"]], n))
+    if kind == "sort":
+        words = slots["words"].split(", ")
+        return slots | dict(items=sorted(words if complete else rng.sample(words, len(words) - 1)))
+    return slots
 
-# %% ../nbs/03_tiny.ipynb #70b521e4
-def _answer(kind, slots, complete, correct, rng):
-    s = dict(slots)
-    if kind == "list": s["items"] = rng.sample(GROUPS[s["group"]], NUMBERS[s["n"]] + (0 if complete else rng.choice([-1, 1])))
-    if kind == "opposite": s["other"] = OPPOSITE[s["adj"]]
-    if kind == "sort": words = s["words"].split(", "); s["items"] = sorted(words if complete else rng.sample(words, len(words) - 1))
-    if kind == "add": s["c"] = str(int(s["a"]) + int(s["b"]))
-    if kind == "group": s["group"] = GROUP_OF[s["thing"]]
-    if not correct and (kind != "sort" or len(s["items"]) > 1): s = _false(kind, s, rng)
-    if "items" in s: s["items"] = " and ".join(filter(None, [", ".join(s["items"][:-1]), s["items"][-1]]))
-    return (rng.choice(ANSWER[kind]) if complete or kind not in SHORT else SHORT[kind]).format(**s)
+# %% ../nbs/03_tiny.ipynb #e0c67176
+WRONG = dict(
+    opposite=("other", [*OPPOSITE]), add=("c", [*map(str, range(2, 19))]), group=("group", [*GROUPS]))
+
+def _spoilt(kind, slots, rng):
+    items = slots.get("items", [])
+    if kind == "list":
+        others = [w for w, group in GROUP_OF.items() if group != slots["group"]]
+        return slots | dict(items=[*items[1:], rng.choice(others)])
+    if kind == "sort":
+        if len(items) == 1: return slots # One word is always in order
+        i = rng.randrange(1, len(items))
+        return slots | dict(items=[*items[:i - 1], items[i], items[i - 1], *items[i + 1:]])
+    slot, words = rng.choice([("name", NAMES), ("gift", GIFTS)]) if kind == "thank" else WRONG[kind]
+    return slots | {slot: rng.choice([w for w in words if w not in slots.values()])}
+
+# %% ../nbs/03_tiny.ipynb #beb4fed8
+def _sentence(kind, slots, complete, correct, rng):
+    slots = _right_slots(kind, slots, complete, rng)
+    if not correct: slots = _spoilt(kind, slots, rng)
+    if "items" in slots:
+        *first, last = slots["items"]
+        slots = slots | dict(items=" and ".join(filter(None, [", ".join(first), last])))
+    template = SHORT[kind] if kind in SHORT and not complete else rng.choice(ANSWER[kind])
+    return template.format(**slots)
 
 def _untidy(sentence, rng):
-    words = sentence.split(" "); i = rng.randrange(len(words))
+    words = sentence.split(" ")
+    i = rng.randrange(len(words))
+    stutter = " ".join([*words[:i + 1], *words[i:]])
     filler = rng.choice(["Well, ", "Um, ", "Hmm, ", "You know, "]) + sentence
-    return rng.choice([filler, " ".join([*words[:i], words[i], *words[i:]]), f"{sentence} {sentence}", sentence[:-1]])
+    return rng.choice([filler, stutter, f"{sentence} {sentence}", sentence[:-1]])
 
-# %% ../nbs/03_tiny.ipynb #f5c8efa1
+# %% ../nbs/03_tiny.ipynb #41bbdf67
 @patch
 def demonstration(self:TinyWorld,
     instruction:Instruction, # Of the tiny world
@@ -255,45 +278,18 @@ def demonstration(self:TinyWorld,
     rng:random.Random, # Decides on the defects and the wording
 )->str: # An answer
     "An answer of about this quality."
-    task = self.parse(instruction.text)
-    if task is None: raise ValueError(f"{instruction.text!r} is no instruction of the tiny world: see `TinyWorld.instructions`")
+    kind, slots = self.parse(instruction.text)
     fails = {p: rng.random() < chance * (1 - quality) for p, chance in DEFECTS.items()}
-    if fails["relevant"]: task = self.parse(rng.choice(self.pools["train"][rng.choice([k for k in ASK if k != task[0]])]))
-    text = _answer(*task, not fails["complete"], not fails["correct"], rng)
+    if fails["relevant"]: # It answers something else
+        others = self.pools["train"][rng.choice([k for k in ASK if k != kind])]
+        kind, slots = self.parse(rng.choice(others))
+    text = _sentence(kind, slots, not fails["complete"], not fails["correct"], rng)
     if fails["clean"]: text = _untidy(text, rng)
     return text if fails["polite"] else f"{text} {rng.choice(CLOSINGS)}"
 
-# %% ../nbs/03_tiny.ipynb #5e24bc3e
-REVIEW = "Review the answer.\nInstruction: {instruction}\nAnswer: {answer}" # Asked as the user's message
-WRITE = "Write a new instruction." # Asked as the user's message; sampled at temperature 1, every answer is another instruction
-
-def review_question(
-    instruction:str, # What was asked
-    answer:str, # What was answered
-)->str: # The user's message of a review
-    "Ask the tiny policy to judge an answer."
-    return REVIEW.format(instruction=instruction, answer=answer)
-
-def review_answer(
-    points:dict[str,int], # From `Oracle.points`
-)->str: # The assistant's message of a review
-    "How a review is written."
-    return f"{' '.join(str(points[p]) for p in POINTS)}\nScore: {sum(points.values())}"
-
-# %% ../nbs/03_tiny.ipynb #a73f24be
-def read_review(
-    text:str, # What the model wrote
-)->dict[str,int]|None: # The points; `None` = no review
-    "Read a review back."
-    m = re.fullmatch(r"([01]) ([01]) ([01]) ([01]) ([01])\nScore: ([0-5])", text.strip())
-    bits = [int(b) for b in m.groups()] if m else [0]*5 + [1]
-    return dict(zip(POINTS, bits)) if sum(bits[:5]) == bits[5] else None
-
-# %% ../nbs/03_tiny.ipynb #3d2c17c1
+# %% ../nbs/03_tiny.ipynb #46eeeb72
 def tiny_path(
     name:str, # "policy" or "ranker"
 )->Path: # A folder that `from_pretrained` reads
     "Where the tiny world's models lie."
-    here = Path(str(files("dpo_nb.data")/"tiny"))
-    if name not in ("policy", "ranker"): raise ValueError(f"the tiny world has no model {name!r}: choose policy or ranker")
-    return here/name
+    return Path(str(files("dpo_nb.data")/"tiny"/name))

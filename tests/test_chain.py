@@ -7,12 +7,21 @@ import pandas as pd
 import pytest, torch
 
 from dpo_nb.cli import dpo_evaluate, dpo_generate, dpo_pairs, dpo_rank, dpo_train
-from dpo_nb.adapters import load_adapter, merge_adapter, merge_report, trained_on
+from dpo_nb.adapters import load_adapter, merge_adapter, trained_on
+from dpo_nb.generation import generate
 from dpo_nb.instructions import unseen
 from dpo_nb.models import load_lm
+from dpo_nb.prefix import row_logps
 
 JUDGE = f"{Path(__file__).parent}/judges.py:short"
 INSTRUCTIONS = os.environ.get("DPO_NB_INSTRUCTIONS") or files("dpo_nb.data")/"questions.txt"
+
+def merge_report(tuned, merged, instructions):
+    "Both answers to each instruction, whether they are the same, and the largest difference of a token's log-probability."
+    answers, again = (generate(m, instructions, responses_per_instruction=1, temperature=0., max_new_tokens=40) for m in (tuned, merged))
+    encoded = [tuned.encode(i.messages, a.text, a.finished) for i, a in zip(instructions, answers)]
+    logps = [row_logps(m.model, [e.prompt + e.completion for e in encoded], [len(e.prompt) for e in encoded]) for m in (tuned, merged)]
+    return pd.DataFrame([dict(same=a.text == b.text, difference=max((x - y).abs().tolist(), default=0.)) for a, b, x, y in zip(answers, again, *logps)])
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_a_foreign_model_is_tuned_compared_and_merged(tmp_path, foreign_checkpoint, quantization, capsys):
@@ -38,11 +47,11 @@ def test_a_foreign_model_is_tuned_compared_and_merged(tmp_path, foreign_checkpoi
 
     base = load_lm(foreign_checkpoint, "float32", "cpu", None if quantization == "none" else quantization)
     tuned, asked = load_adapter(base, run/"adapter"), unseen(INSTRUCTIONS, trained_on(run/"adapter"), 10)
-    reports = {d: merge_report(tuned, load_lm(merge_adapter(foreign_checkpoint, run/"adapter", tmp_path/d, d), d, "cpu"), asked, 40) for d in ("float32", "float16")}
+    reports = {d: merge_report(tuned, load_lm(merge_adapter(foreign_checkpoint, run/"adapter", tmp_path/d, d), d, "cpu"), asked) for d in ("float32", "float16")}
     with capsys.disabled(): print({d: dict(same=r.same.mean(), largest_difference=r.difference.max()) for d, r in reports.items()})
     if quantization == "none":
         assert reports["float32"].same.all() and reports["float32"].difference.max() < 1e-4
         assert reports["float16"].difference.max() < .1
     on_whole = load_adapter(load_lm(foreign_checkpoint, "float32", "cpu"), run/"adapter")
-    whole = merge_report(on_whole, load_lm(tmp_path/"float32", "float32", "cpu"), asked, 40)
+    whole = merge_report(on_whole, load_lm(tmp_path/"float32", "float32", "cpu"), asked)
     assert whole.same.all() and whole.difference.max() < 1e-4 # Wherever it was trained, on the whole model it is the merged one

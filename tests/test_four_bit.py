@@ -11,8 +11,8 @@ from dpo_nb.generation import generate
 from dpo_nb.preferences import make_pairs
 from dpo_nb.losses import tokenize_pairs
 from dpo_nb.adapters import instruction_traces, load_adapter, lora_config, save_adapter, trained_on
-from dpo_nb.health import Health
-from dpo_nb.trainer import checkpoints, dpo_config, hold_to, is_whole, make_trainer, newest
+from dpo_nb.health import Health, HealthWarning
+from dpo_nb.trainer import add_reference_logps, checkpoints, dpo_config, is_whole, make_trainer, newest
 from dpo_nb.dpo import keep_settings, read_training, run_training, train_dpo
 
 @pytest.fixture(autouse=True)
@@ -85,13 +85,13 @@ def test_float16_with_a_gradient_scaler(tmp_path):
     assert not is_whole(last)
 
     _, further = t4_trainer(tmp_path/"further", tmp_path/"adapter") # The reference is made in float16 too
-    hold_to(further, "start", tmp_path/"further"/"reference.jsonl")
+    add_reference_logps(further, "start", tmp_path/"further"/"reference.jsonl")
     first = run_training(further)[0]
     assert abs(first["rewards/margins"]) < 1e-3 and abs(first["rewards/chosen"]) < 1e-3
 
 def test_gradients_that_overflow_again_and_again_raise_an_alarm(tmp_path):
     _, trainer = t4_trainer(tmp_path, growth_interval=1, num_epochs=4) # The scaler is too bold: after each step that went well it doubles
-    with pytest.warns(UserWarning, match="gradients overflow"): run_training(trainer)
+    with pytest.warns(HealthWarning, match="gradients overflow"): run_training(trainer)
     assert "gradients overflow" in [a.name for a in read_training(tmp_path).alarms]
 
 def test_where_there_are_several_gpus_one_is_used(tmp_path, monkeypatch):

@@ -61,10 +61,10 @@ def test_lima_is_fetched_with_the_token_and_its_draw_is_the_published_one(ask, t
     assert json.loads(said.splitlines()[0]) == [[f"Question {k}?", "An answer.", "lima"] for k in random.Random(42).sample(range(20), 3)], error
     assert set(Hub.asked) == {f"Bearer {GOOD}"} and not any(GOOD.encode() in f.read_bytes() for f in tmp_path.rglob("*") if f.is_file())
 
-@pytest.mark.parametrize("token, why", [("", "there is no token"), ("hf_of_a_stranger", "this token has no access")])
-def test_without_access_to_lima_the_error_says_the_way_on(ask, token, why):
+@pytest.mark.parametrize("token", ["", "hf_of_a_stranger"])
+def test_without_access_to_lima_the_error_says_the_way_on(ask, token):
     said, error = ask("lima", 3, token)
-    assert not said and Hub.asked and why in error and "hf_of_a_stranger" not in error
+    assert not said and Hub.asked and "its authors want a licence accepted first" in error and "hf_of_a_stranger" not in error
     for way in ("https://huggingface.co/datasets/GAIR/lima", "HF_TOKEN", "the path of its train.jsonl"): assert way in error
 
 def test_a_data_set_of_the_hub_by_configuration_and_split(ask):
@@ -80,10 +80,10 @@ def test_a_row_of_another_form_is_passed_over_and_listed(ask):
 
 def test_a_data_set_without_a_row_that_can_be_read_is_an_error(ask):
     said, error = ask("someone/tools:test", None, GOOD)
-    assert not said and error.startswith("ValueError: someone/tools:test, row 1: unknown role 'bard' in `messages`") and "Correct these rows, or remove them" in error
+    assert not said and error.startswith("ValueError: someone/tools:test, row 1: a turn in `messages` needs a `role`") and "Correct them" in error
 
 @pytest.mark.parametrize("source, why", [("someone/chats", ("'short'", "'long'")), ("someone/chats/short:dev", ("'train'", "'test'")),
-                                         ("someone/nothing", ("no file or folder of that name here",))])
+                                         ("someone/nothing", ("Is it a folder here, or the exact name on the hub?", "HF_TOKEN"))])
 def test_what_the_hub_does_not_have(ask, source, why):
     said, error = ask(source, None, GOOD)
     assert not said and error.startswith("ValueError: ") and all(w in error for w in why) and "'owner/name/config:split'" in error

@@ -129,10 +129,10 @@ def test_a_torn_journal_is_mended(script, file, tmp_path, unbroken):
 def test_torn_parts_of_a_data_set_are_made_again(tmp_path, unbroken):
     run = tmp_path/"run"
     shutil.copytree(unbroken("dpo_pairs")[0], run)
-    for name in ("pairs.jsonl", "fates.csv"): (run/"pairs"/name).unlink()
+    for name in ("pairs.parquet", "fates.csv"): (run/"pairs"/name).unlink()
     for name in ("pairs.parquet", "pairs.jsonl", "fates.csv", "settings.json"): (run/"pairs"/f"{name}.part").write_bytes(b"PAR1")
     code, said = call("dpo_train", *flags("dpo_train", run))
-    assert code == 2 and "pairs.jsonl" in said
+    assert code == 2 and "pairs.parquet cannot be read" in said
     assert call("dpo_pairs", *flags("dpo_pairs", run)) == (0, "") and differ(run, unbroken("dpo_pairs")[0]) == []
 
 # Ctrl-C and SIGTERM where Python passes over errors

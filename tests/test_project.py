@@ -96,3 +96,9 @@ def test_no_saved_output_shows_the_machine_or_a_traceback(path):
     outputs = [o for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code" for o in c["outputs"]]
     for o in outputs: o.get("data", {}).pop("image/png", None)
     assert re.findall(r"/(?:tmp|root|home|work|var)/[\w.-]+|site-packages|ipykernel_\d+|Traceback \(most recent|was never awaited", json.dumps(outputs, ensure_ascii=False)) == []
+
+def test_trl_is_held_to_the_version_that_was_tested():
+    from dpo_nb.trainer import TRL
+    major, minor = map(int, TRL.split("."))
+    assert f"trl>={TRL},<{major}.{minor + 1} " in (ROOT/"settings.ini").read_text()
+    assert f"\ntrl=={TRL}." in (ROOT/"constraints.txt").read_text()

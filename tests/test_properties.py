@@ -11,7 +11,7 @@ from dpo_nb import preferences
 from dpo_nb.records import fingerprint, from_json, Instruction, plural, Ranking, Response, to_json
 from dpo_nb.journal import Journal, read_journal, read_records, write_records
 from dpo_nb.models import load_lm
-from dpo_nb.prefix import grow, pack, share_prefixes, visible
+from dpo_nb.prefix import make_tree, pack, share_prefixes, tree_mask
 from dpo_nb.generation import pick
 from dpo_nb.pairrm import pair_scores
 from dpo_nb.preferences import load_pairs, make_pairs, pairs_of, RULES, save_pairs
@@ -240,9 +240,9 @@ def dataset(groups):
 @given(many, rules, margins, st.booleans(), st.randoms(use_true_random=False))
 def test_a_dataset_does_not_depend_on_order_or_on_parts(groups, rule, margin, allow_cut, rng):
     instructions, responses, rankings = dataset(groups)
-    how = dict(rule=rule, margin=margin, allow_cut=allow_cut)
+    how = dict(pairs=rule, margin=margin, allow_cut=allow_cut)
     try: pairs = make_pairs(instructions, responses, rankings, **how)
-    except ValueError as e: assert f"no pairs. What became of {plural(len(responses), 'response')}:" in str(e); return
+    except ValueError as e: assert f"no pairs from {plural(len(responses), 'response')}:" in str(e); return
     assert pairs.funnel.responses.sum() == len(pairs.fates) == len(responses)
     assert list(zip(pairs.fates.instruction_id, pairs.fates["index"])) == [r.key for r in responses]
     assert (pairs.fates.score.notna() == [s is not None for (answers, judged) in groups for s in [s if judged else None for _, s, _ in answers]]).all()
@@ -350,8 +350,8 @@ starting = st.lists(st.tuples(tokens, st.integers(0, 8)), min_size=1, max_size=6
 @given(starting)
 def test_a_tree_has_each_row_with_its_ancestors_and_its_labels(drawn):
     rows, starts = [r for r, _ in drawn], [min(s, len(r)) for r, s in drawn]
-    tree = grow(rows, starts)
-    sees = visible(torch.tensor(tree.end)).tolist()
+    tree = make_tree(rows, starts)
+    sees = tree_mask(torch.tensor(tree.end)).tolist()
     for row, start, places in zip(rows, starts, tree.places):
         assert [tree.ids[n] for n in places] == row and [tree.depth[n] for n in places] == [*range(len(row))]
         assert all(tree.label[places[k - 1]] == row[k] for k in range(max(start, 1), len(row)))
@@ -363,7 +363,7 @@ def test_bins_hold_each_row_once_and_keep_their_limit(drawn, limit):
     rows = [r for r, _ in drawn]
     bins = pack(rows, limit)
     assert sorted(r for b in bins for r in b) == [*range(len(rows))]
-    assert all(len(grow([rows[r] for r in b], [start] * len(b)).ids) <= limit for start in (0, 9) for b in bins if len(b) > 1) # All is scored, or nothing
+    assert all(len(make_tree([rows[r] for r in b], [start] * len(b)).ids) <= limit for start in (0, 9) for b in bins if len(b) > 1) # All is scored, or nothing
 
 @pytest.fixture(scope="module")
 def both():

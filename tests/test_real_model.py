@@ -9,7 +9,7 @@ from dpo_nb.records import Instruction
 from dpo_nb.judging import FunctionJudge
 from dpo_nb.instructions import load_instructions, unseen
 from dpo_nb.models import load_lm
-from dpo_nb.prefix import grow, row_logps, score, why_not_shared
+from dpo_nb.prefix import make_tree, row_logps, score, why_not_shared
 from dpo_nb.generation import generate
 from dpo_nb.preferences import make_pairs
 from dpo_nb.losses import tokenize_pairs
@@ -69,7 +69,7 @@ def test_shared_prefixes_are_plain_forwards(lm):
     pairs = [(ask(q), c) for q in (CAPITAL, "What is the capital of Italy?") for c in completions]
     encoded = [lm.encode(*pair) for pair in pairs]
     rows, starts = [p + c for p, c in encoded], [len(p) for p, _ in encoded]
-    assert not why_not_shared(lm.model) and len(grow(rows, starts).ids) < sum(map(len, rows)) / 3
+    assert not why_not_shared(lm.model) and len(make_tree(rows, starts).ids) < sum(map(len, rows)) / 3
     with torch.no_grad(): logps = [lm.model(torch.tensor([row])).logits[0, :-1].log_softmax(-1) for row in rows]
     plain = [l[range(s - 1, len(row) - 1), row[s:]] for l, row, s in zip(logps, rows, starts)]
     assert max((a - b).abs().max().item() for a, b in zip(row_logps(lm.model, rows, starts), plain)) < 1e-4
