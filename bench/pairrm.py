@@ -34,7 +34,7 @@ def lengths(n, average, spread, rng):
 
 def texts(judge, words, sizes, rng):
     "A text of so many tokens each, from words of one token."
-    one = sorted(w for w in words if len(judge.tokenizer.body(w, 99)[0]) == 1)
+    one = sorted(w for w in words if len(judge.checkpoint.tokenizer.body(w, 99)[0]) == 1)
     return [" ".join(rng.choices(one, k=size)) for size in sizes]
 
 def timed(way, first):
@@ -51,7 +51,8 @@ def main():
     rng, known = random.Random(0), [i.text for i in TinyWorld().instructions("train")[:500]]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), repaired() as llm_blender:
         save_checkpoint(Path(folder), known, hidden, layers)
-        judge, blender = PairRM.load(Path(folder)/"PairRM", device="cpu"), load_blender(llm_blender, Path(folder)/"PairRM", Path(folder)/"base")
+        judge, blender = PairRM(Path(folder)/"PairRM", device="cpu"), load_blender(llm_blender, Path(folder)/"PairRM", Path(folder)/"base")
+        parameters = sum(p.numel() for p in judge.checkpoint.model.parameters())
         words = {w for text in known for w in text.split()}
         sources, longest = texts(judge, words, lengths(count, 109, 1, rng), rng), texts(judge, words, lengths(count * N, 271, .6, rng), rng)
         candidates = [longest[k:k + N] for k in range(0, count * N, N)]
@@ -60,7 +61,7 @@ def main():
         default = inspect.signature(blender.rank).parameters["batch_size"].default
         theirs = lambda size: lambda part: blender.rank(sources[part], candidates[part], return_scores=True, batch_size=size).tolist()
         def ours(max_tokens):
-            judge = PairRM.load(Path(folder)/"PairRM", device="cpu", max_tokens=max_tokens)
+            judge = PairRM(Path(folder)/"PairRM", device="cpu", max_tokens=max_tokens)
             return lambda part: [r.scores for r in judge.rank(asked[part], given[:len(asked[part]) * N])]
         ways = {f"llm-blender, batch size {default}": theirs(default), "llm-blender, batch size 1": theirs(1), "dpo_nb": ours(None)}
         if not quick: ways |= {f"dpo_nb, {n:,} tokens a batch": ours(n) for n in (1024, 4096, 8192)}
@@ -68,7 +69,7 @@ def main():
     tokens = [len(t.split()) for t in sources], [len(t.split()) for t in longest]
     assert max(tokens[1]) + 3 <= 412 + (1224 - max(tokens[0]) - 3) // 2, "llm-blender would cut a response"
     (at_default, slow), (alone, single), (own, seconds), *_ = found.values()
-    print(f"{sum(p.numel() for p in judge.model.parameters()):,} parameters, {count} instructions of {mean(tokens[0]):.0f} tokens (at most {max(tokens[0])}) × {N} responses of {mean(tokens[1]):.0f} "
+    print(f"{parameters:,} parameters, {count} instructions of {mean(tokens[0]):.0f} tokens (at most {max(tokens[0])}) × {N} responses of {mean(tokens[1]):.0f} "
           f"(at most {max(tokens[1])}), one thread\n\n{'':30}CPU s   instructions/min")
     for name, (_, s) in found.items(): print(f"{name:28}{s:7.1f}{60 * count / s:19.1f}")
     ranks = lambda scores: [Ranking("", "", s).ranks for s in scores]

@@ -18,8 +18,7 @@ from tqdm import trange
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dpo_nb.tiny import GIFTS, GROUP_OF, GROUPS, NAMES, OPPOSITE, POINTS, Oracle, TinyWorld
-from dpo_nb.pairrm import PairRM
-from dpo_nb.pair_ranker import PairRanker, PairTokenizer, convert_spm, deberta_v3, pad_rows, read_tokenizer, save_pairrm, train_spm
+from dpo_nb.pair_ranker import MARKER_IDS, PairRanker, PairTokenizer, convert_spm, deberta_v3, read_tokenizer
 from dpo_nb.records import Instruction
 from dpo_nb.journal import write_atomically
 
@@ -157,6 +156,29 @@ def train_policy(out, seed, steps=3000, size=32, peak=3e-3, prompt_weight=.15):
 
 # -- the ranker -----------------------------------------------------------------------------------------------------
 
+def train_spm(texts, file, vocab_size=1000):
+    "Train a small SentencePiece model with the normalization and the special tokens of DeBERTa-v3's; gives the file."
+    from sentencepiece import SentencePieceTrainer
+    with open(file, "wb") as f:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=f, vocab_size=vocab_size, hard_vocab_limit=False, model_type="unigram",
+            normalization_rule_name="nmt_nfkc", minloglevel=2, pad_id=0, bos_id=1, eos_id=2, unk_id=3,
+            pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]", unk_piece="[UNK]")
+    return Path(file)
+
+def save_pairrm(folder, model, tokenizer, hf=True):
+    "Write a checkpoint in one of the two published forms: as `PairRM-hf`, or as `PairRM`, whose config.json has no sizes."
+    from safetensors.torch import save_file
+    folder.mkdir(parents=True, exist_ok=True)
+    config = dict(n_tasks=1, drop_out=model.head_layer[0].p, source_maxlength=tokenizer.source_maxlength, candidate_maxlength=tokenizer.candidate_maxlength)
+    if hf:
+        config |= model.pretrained_model.config.to_dict() | {field: tokenizer.id[t] for t, field in MARKER_IDS.items()}
+        config |= dict(architectures=["DebertaV2PairRM"])
+    else: config |= dict(ranker_type="pairranker", model_type="deberta", model_name="microsoft/deberta-v3-large")
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder/"model.safetensors", metadata={"format": "pt"})
+    tokenizer.tokenizer.save(str(folder/"tokenizer.json"))
+    write_atomically(folder/"config.json", json.dumps(config, indent=2) + "\n")
+
 def train_ranker(out, seed, steps=1600, size=32, peak=1e-3, init=.06):
     """PairRM's loss on pairs. A pair tells little, so a second, temporary head learns to tell the five points of each candidate from the same
     vectors that the real head reads: that is what makes the encoder look at the words."""
@@ -171,7 +193,9 @@ def train_ranker(out, seed, steps=1600, size=32, peak=1e-3, init=.06):
     config = deberta_v3(tok.get_vocab_size(), hidden_size=128, num_layers=3, intermediate_size=384, position_buckets=32)
     config.initializer_range = init
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0. # No example is seen twice
-    model, tutor = PairRanker(config, drop_out=0.), nn.Linear(2 * config.hidden_size, len(POINTS)) # The tutor is thrown away
+    model, tutor = PairRanker(config), nn.Linear(2 * config.hidden_size, len(POINTS)) # The tutor is thrown away
+    for layer in model.head_layer:
+        if isinstance(layer, nn.Dropout): layer.p = 0.
     heard = []
     model.head_layer.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0])) # What the head reads: first of the left, then of the right
     optimizer = torch.optim.AdamW([*model.parameters(), *tutor.parameters()], lr=peak, weight_decay=.01)
@@ -186,7 +210,7 @@ def train_ranker(out, seed, steps=1600, size=32, peak=1e-3, init=.06):
             made.append(rows.row(s, l, r))
             marks.append([list(oracle.points(Instruction.ask(source), t).values()) for t in shown])
         heard.clear()
-        logit, better_left = model(*pad_rows(made, rows.id["[PAD]"])), torch.tensor([float(d[3]) for d in batch])
+        logit, better_left = model(*rows.batch(made)), torch.tensor([float(d[3]) for d in batch])
         loss = F.binary_cross_entropy_with_logits(logit, better_left)
         lesson = F.binary_cross_entropy_with_logits(tutor(torch.stack(heard, 1)), torch.tensor(marks, dtype=torch.float)) # (rows, 2, points)
         optimizer.zero_grad(); (loss + lesson).backward()
@@ -219,9 +243,10 @@ def order(pairs):
 
 def figures(out, seed, file=None, n=5, temperature=.8):
     "Measure the models in `out` on the test split, and add what was found to `file`."
+    from dpo_nb.pairrm import PairRM
     tok = AutoTokenizer.from_pretrained(out/"policy")
     model = AutoModelForCausalLM.from_pretrained(out/"policy", dtype=torch.float32).eval()
-    ranker = PairRM.load(out/"ranker", device="cpu", dtype=torch.float32)
+    ranker = PairRM(out/"ranker", device="cpu")
     def own(pairs): # The policy's own judgement of (instruction, answer)
         return [r and sum(r.values()) for r in map(read_review, sample(model, tok, [review_question(i.text, t) for i, t in pairs], 0, seed, limit=16))]
 

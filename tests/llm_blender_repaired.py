@@ -46,7 +46,8 @@ def save_checkpoint(folder, texts, hidden_size, num_layers, vocab_size=2000):
 
     The weights of `base` are in fp16 and do not matter; its spm.model does.
     """
-    from dpo_nb.pair_ranker import PairRanker, PairTokenizer, convert_spm, deberta_v3, save_pairrm, train_spm
+    from dpo_nb.data.train_tiny import save_pairrm, train_spm
+    from dpo_nb.pair_ranker import PairRanker, PairTokenizer, convert_spm, deberta_v3
     (folder/"base").mkdir()
     spm = convert_spm(train_spm(texts, folder/"base"/"spm.model", vocab_size=vocab_size))
     torch.manual_seed(0)

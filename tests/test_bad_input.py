@@ -138,7 +138,7 @@ def in_environment(run, **variables):
     with patch.dict(os.environ, variables): return run()
 
 @cache
-def pairrm(): return PairRM.load("tiny", device="cpu")
+def pairrm(): return PairRM("tiny", device="cpu")
 
 @cache
 def asked(): return TinyWorld().instructions("train", 3)
@@ -396,7 +396,7 @@ client._ETAG_RETRY_TIMEOUT = 1
 from dpo_nb import PairRM, load_instructions, load_lm
 from dpo_nb.adapters import adapter_folder
 ways = dict(lima=lambda: load_instructions("lima"), data=lambda: load_instructions("someone/questions"), model=lambda: load_lm("someone/model"),
-            judge=lambda: PairRM.load("someone/judge"), adapter=lambda: adapter_folder("someone/adapter"))
+            judge=lambda: PairRM("someone/judge").check([]), adapter=lambda: adapter_folder("someone/adapter"))
 def told(name):
     try: ways[name]()
     except ValueError as e: return str(e).replace(address, "https://huggingface.co")
@@ -432,8 +432,8 @@ for how in ("silent", "gone"):
     hub("LIMA", how, "lima", "LIMA cannot be fetched … the hub cannot be reached, or does not answer … needs a connection … Or give the path")
     hub("a data set", how, "data", "someone/questions cannot be read … there is no file or folder of that name here, and the hub cannot be reached, or does not answer")
     hub("a model", how, "model", "someone/model cannot be loaded … the hub cannot be reached, or does not answer … Is it a folder here")
-    hub("a PairRM checkpoint", how, "judge", "someone/judge is no folder here, and the hub … cannot be reached, or does not answer … Check the name and the connection, or give a folder")
-    hub("an adapter", how, "adapter", "someone/adapter is no folder here, and the hub … cannot be reached, or does not answer")
+    hub("a PairRM checkpoint", how, "judge", "someone/judge has no config.json, or the hub cannot be reached … Give llm-blender/PairRM or a folder")
+    hub("an adapter", how, "adapter", "someone/adapter is no folder here, and the hub … cannot be reached, or does not answer … the connection")
 
 # Responses
 
@@ -493,33 +493,31 @@ def _():
 # The judge
 
 JUDGE = "The judge"
-STAGES[JUDGE] = "`PairRM.load`, `rank`, and `dpo_rank`"
+STAGES[JUDGE] = "`PairRM`, `rank`, and `dpo_rank`"
 
 def judge(given, says, **changed):
     @case(JUDGE, given, says)
-    def _(): copy(tiny_path("ranker"), "judge", {k.replace("__", "."): v for k, v in changed.items()}); return lambda: PairRM.load("judge")
+    def _(): copy(tiny_path("ranker"), "judge", {k.replace("__", "."): v for k, v in changed.items()}); return lambda: PairRM("judge").rank(asked(), answers())
 
-@case(JUDGE, "a judge that is no folder and not on the hub", "llm-blender/PairMR is no folder here … Check the name and the connection")
-def _(): return lambda: PairRM.load("llm-blender/PairMR")
+@case(JUDGE, "a judge that is no folder and not on the hub", "llm-blender/PairMR has no config.json, or the hub cannot be reached … Give llm-blender/PairRM")
+def _(): return lambda: PairRM("llm-blender/PairMR").rank(asked(), answers())
 
-@case(JUDGE, "a language model in place of PairRM", "model/config.json says model_type 'llama' … Give one, or llm-blender/PairRM")
-def _(): copy(tiny_path("policy"), "model"); return lambda: PairRM.load("model")
+@case(JUDGE, "a language model in place of PairRM", "model/config.json … is no PairRM's … model_type is llama … Fetch it again")
+def _(): copy(tiny_path("policy"), "model"); return lambda: PairRM("model").rank(asked(), answers())
 
-@case(JUDGE, "a PairRM folder with a pickle in place of safetensors", "judge has no model.safetensors … pickle … Where you trust it, convert it")
-def _(): copy(tiny_path("ranker"), "judge", {"model.safetensors": None}); write("judge/pytorch_model.bin", b"PK"); return lambda: PairRM.load("judge")
+@case(JUDGE, "a PairRM folder with a pickle in place of safetensors", "judge has no model.safetensors … a folder like it, without pickles")
+def _(): copy(tiny_path("ranker"), "judge", {"model.safetensors": None}); write("judge/pytorch_model.bin", b"PK"); return lambda: PairRM("judge").rank(asked(), answers())
 
-judge("a PairRM folder without weights", "judge has no model.safetensors … PairRM checkpoint?", model__safetensors=None)
-judge("PairRM weights that are cut", "judge/model.safetensors is not a whole safetensors file … Fetch it again", model__safetensors=half)
-judge("PairRM weights with a tensor of another size", "judge/model.safetensors … other sizes than config.json says … head_layer.1.weight … fetch both again",
+judge("a PairRM folder without weights", "judge has no model.safetensors … Give llm-blender/PairRM", model__safetensors=None)
+judge("PairRM weights that are cut", "judge/model.safetensors is damaged … Fetch it again", model__safetensors=half)
+judge("PairRM weights with a tensor of another size", "judge/model.safetensors … size mismatch for head_layer.1.weight … Fetch it again",
       model__safetensors=tensors(lambda t: {k: v[:, :-1].contiguous() if k == "head_layer.1.weight" else v for k, v in t.items()}))
 judge("PairRM weights without a tensor", "judge/model.safetensors … head_layer.1.weight … Fetch it again", model__safetensors=without("head_layer.1.weight"))
-judge("a PairRM folder without a tokenizer", "judge has no tokenizer.json or spm.model … into the folder", tokenizer__json=None)
-judge("PairRM with the tokenizer of a language model", "judge/tokenizer.json … has no [PAD] … Fetch that of the PairRM checkpoint again", tokenizer__json=lambda old: (tiny_path("policy")/"tokenizer.json").read_bytes())
+judge("a PairRM folder without a tokenizer", "judge has no spm.model … Give llm-blender/PairRM or a folder like it", tokenizer__json=None)
+judge("PairRM with the tokenizer of a language model", "judge/tokenizer.json is damaged, or is no PairRM's … Fetch it again", tokenizer__json=lambda old: (tiny_path("policy")/"tokenizer.json").read_bytes())
 judge("a PairRM tokenizer that is cut", "judge/tokenizer.json is damaged … Fetch it again", tokenizer__json=half)
-judge("a PairRM config.json that is no JSON", "judge/config.json … JSON … Fetch it again", config__json=b"{")
-judge("a PairRM config.json that is a list", "judge/config.json is not a JSON object … Fetch it again", config__json=b"[]")
-judge("a PairRM config.json of another kind of model", "judge/config.json says model_type 'bert' … Give one, or llm-blender/PairRM", config__json=config(model_type="bert"))
-judge("a PairRM config.json with other markers", "config.json has cand1_prefix_id 7 … judge/tokenizer.json … fetch both again", config__json=config(cand1_prefix_id=7))
+judge("a PairRM config.json that is no JSON", "judge/config.json is damaged … JSON … Fetch it again", config__json=b"{")
+judge("a PairRM config.json with other markers", "judge/tokenizer.json … the id of <|candidate1|> is 362, and 7 in config.json … Fetch it again", config__json=config(cand1_prefix_id=7))
 
 @case(JUDGE, "responses to other instructions", "response 0 to instruction d47f41e14b3c621c belongs to no instruction here … Give that as well")
 def _(): return lambda: pairrm().rank(asked()[:2], answers())
@@ -530,7 +528,7 @@ def _(): return lambda: pairrm().rank(asked(), [*answers(), answers()[0]])
 @case(JUDGE, "a recipe whose judge, the tiny world's oracle, knows nothing of the questions", "dpo_demo: the oracle knows the tiny world only … Give another judge", error=SystemExit)
 def _(): write("questions.txt", "Why?\nWho?\nWhere?\n"); return lambda: dpo_demo("--instructions questions.txt --num_instructions 2 --judge oracle --num_test_instructions 1 --near_duplicates none".split())
 
-@case(JUDGE, "a bicycle question for the ranker of the tiny world", "dpo_demo: the ranker of the tiny world can judge nothing else, and nothing here is of that world … Give another judge", error=SystemExit)
+@case(JUDGE, "a bicycle question for the ranker of the tiny world", "dpo_demo: the tiny world's ranker knows nothing of 'Which oil is for a chain?', nor of the others … Give another judge", error=SystemExit)
 def _(): write("questions.txt", "How do I adjust the brakes of a bicycle?\nWhy do the brakes of my bicycle squeal?\nWhich oil is for a chain?\n"); return lambda: dpo_demo("--recipe tiny --instructions questions.txt --num_instructions 2 --num_test_instructions 1 --near_duplicates none".split())
 
 def own_judge(given, says, name, code="def short(instruction, response): return -len(response.text)\n", file="my_judges.py"):
@@ -830,7 +828,7 @@ def compared_before_and_edited():
 table_of_ones_own("`--output_file questions.csv`: the table of questions itself", "--output_file questions.csv is there already, and this script has not written it … Give another name")
 table_of_ones_own("`--output_file results.csv`, which was edited since it was written", "results.csv is there already, and was changed since it was written … rename the file and run this again: the answers are kept", compared_before_and_edited, ("--output_file", "results.csv"))
 evaluation("`--num_test_instructions 9999`: more than there are", "tiny:test … 9,999 instructions asked for … 400 can be used … Ask for fewer", *MINE, "--num_test_instructions", "9999")
-evaluation("`--judge me/myself`, which is not there", "me/myself is no folder here … Check the name and the connection", *MINE, "--judge", "me/myself")
+evaluation("`--judge me/myself`, which is not there", "me/myself has no config.json, or the hub cannot be reached … Give llm-blender/PairRM", *MINE, "--judge", "me/myself")
 evaluation("`--test_instructions questions.txt`, all of them trained on", "questions.txt … trained on: 3 … Give another source", *MINE, "--test_instructions", "questions.txt", "--judge", "oracle")
 
 # Files of a run

@@ -65,7 +65,7 @@ def test_scores_and_ranks_are_llm_blenders(blender, folder):
     from llm_blender.gpt_eval.utils import get_ranks_from_scores
     asked = list(cases())
     theirs = blender.rank([without_markers(s) for s, _ in asked], [[without_markers(t) for t in texts] for _, texts in asked], return_scores=True, batch_size=1)
-    judge = PairRM.load(folder/"PairRM", device="cpu")
+    judge = PairRM(folder/"PairRM", device="cpu")
     judged = judge.judge_each(asked)
     ours = np.array([scores for scores, _ in judged])
     cut = sum(any(d["truncated"]) for _, d in judged), sum(d["source_truncated"] for _, d in judged)
@@ -80,23 +80,23 @@ def test_scores_and_ranks_are_llm_blenders(blender, folder):
 @pytest.mark.parametrize("source, texts", [("Why?", ["It <|candidate1|> is.", "No."]), ("Why? <|source|>", ["It is.", "No."])])
 def test_llm_blender_cannot_read_a_marker(blender, folder, source, texts):
     with pytest.raises(RuntimeError, match="Sizes of tensors must match"): blender.rank([source], [texts], batch_size=1)
-    assert PairRM.load(folder/"PairRM", device="cpu").scores(source, texts)[0] != 0
+    assert PairRM(folder/"PairRM", device="cpu").scores(source, texts)[0] != 0
 
 def test_the_converted_form_gives_its_logits(llm_blender, folder):
     "`PairRM-hf` was made by llm-blender's `DebertaV2PairRM`, so it is made by that here too."
     from llm_blender.blender.blender_utils import tokenize_pair
     from llm_blender.pair_ranker.pairrm import DebertaV2PairRM
     from safetensors.torch import load_file
-    judge, tokenizer = PairRM.load(folder/"PairRM", device="cpu"), reference_tokenizer(folder/"base")
+    judge, tokenizer = PairRM(folder/"PairRM", device="cpu"), reference_tokenizer(folder/"base")
     tokenizer.add_tokens(MARKERS)
-    config, ids = judge.model.pretrained_model.config, tokenizer.convert_tokens_to_ids(MARKERS)
+    config, ids = judge.checkpoint.model.pretrained_model.config, tokenizer.convert_tokens_to_ids(MARKERS)
     config.update(dict(zip(["source_prefix_id", "cand1_prefix_id", "cand2_prefix_id", "cand_prefix_id"], ids)) | dict(n_tasks=1, drop_out=.05, sep_token_id=tokenizer.sep_token_id))
     made = DebertaV2PairRM(config)
     made.load_state_dict(load_file(folder/"PairRM"/"model.safetensors"))
     made.save_pretrained(folder/"PairRM-hf"); tokenizer.save_pretrained(folder/"PairRM-hf")
-    theirs, judge = DebertaV2PairRM.from_pretrained(folder/"PairRM-hf").eval(), PairRM.load(folder/"PairRM-hf", device="cpu")
+    theirs, judge = DebertaV2PairRM.from_pretrained(folder/"PairRM-hf").eval(), PairRM(folder/"PairRM-hf", device="cpu")
     for source, texts in list(cases())[:12]:
-        logits = judge.judge(source, texts[:2])[1]["logits"]
+        logits = judge.judge_each([(source, texts[:2])])[0][1]["logits"]
         source, a, b = (without_markers(t).replace("[SEP]", " ") for t in (source, *texts[:2]))
         with torch.no_grad(): pair = theirs(**tokenize_pair(tokenizer, [source] * 2, [a, b], [b, a])).logits
         assert abs(pair - torch.tensor([logits[0][1], logits[1][0]])).max() < 1e-4
@@ -112,8 +112,9 @@ PUBLISHED = """
 import os
 from dpo_nb.pairrm import PairRM
 from dpo_nb.records import Ranking
-judge = PairRM.load(os.environ["CHECKPOINT"], device="cpu")
-logits = judge.compare(["hello!", "I love you!"], ["hi!", "I hate you!"], ["f**k off!", "I love you, too!"], both_orders=False)
+judge = PairRM(os.environ["CHECKPOINT"], device="cpu")
+pairs = judge.judge_each([("hello!", ["hi!", "f**k off!"]), ("I love you!", ["I hate you!", "I love you, too!"])])
+logits = [detail["logits"][0][1] for _, detail in pairs]
 assert max(abs(a - b) for a, b in zip(logits, [1.9003021717, -1.2547134161])) < 1e-3, logits
 for source, texts, ranks in [("hello, how are you!", ["get out!", "hi! I am fine, thanks!", "bye!"], [3, 1, 2]),
                              ("I love you!", ["I love you too!", "I hate you!", "Thanks! You're a good guy!"], [1, 3, 2])]:
