@@ -146,8 +146,10 @@ def run_apart(
             task.cancel()
         await task
     def run():
-        try: end.set_result(asyncio.run(until_stopped()))
-        except BaseException as e: end.set_exception(e)
+        try:
+            end.set_result(asyncio.run(until_stopped()))
+        except BaseException as e:
+            end.set_exception(e)
     Thread(target=run, daemon=True).start()
     try:
         while not end.done():

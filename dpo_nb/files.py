@@ -23,7 +23,8 @@ def read_text(
     data = path.read_bytes()
     try:
         text, bad = data.decode("utf-8-sig"), data.find(0)
-    except UnicodeDecodeError as e: bad = e.start
+    except UnicodeDecodeError as e:
+        bad = e.start
     if bad >= 0:
         line = data.count(10, 0, bad) + 1
         raise ValueError(f"{path}, line {line} is not UTF-8 text. "
@@ -45,7 +46,8 @@ def read_jsonl(
     "The rows of a JSONL file."
     rows = []
     for place, line in read_lines(path):
-        try: rows.append((place, json.loads(line)))
+        try:
+            rows.append((place, json.loads(line)))
         except json.JSONDecodeError as e:
             raise ValueError(f"{path}, {place} is not JSON: {e.msg}: character {e.colno}. "
                              "Correct it; if the file is one list, let its name end in .json.") from None
@@ -62,7 +64,8 @@ def read_json(
     path:Path, # A file that is one list of objects
 )->list[tuple[str,dict]]: # `("row 3", row)`
     "The rows of a JSON file."
-    try: rows = json.loads(read_text(path).strip() or "[]")
+    try:
+        rows = json.loads(read_text(path).strip() or "[]")
     except json.JSONDecodeError as e:
         raise ValueError(f"{path}, line {e.lineno} is not JSON: {e.msg}: character {e.colno}. "
                          "Correct it; if each line is an object, let its name end in .jsonl.") from None
@@ -81,7 +84,8 @@ COLUMNS = {*TURNS, *QUESTIONS, *CONTEXTS, *SYSTEMS, *ANSWERS}
 # %% ../nbs/11_files.ipynb #1503aa8b
 def _separator(first_line):
     for sign in ",;\t":
-        if COLUMNS & {name.strip(' "\r\n') for name in first_line.split(sign)}: return sign
+        if COLUMNS & {name.strip(' "\r\n') for name in first_line.split(sign)}:
+            return sign
     return ","
 
 # %% ../nbs/11_files.ipynb #aa71e38b
@@ -97,9 +101,12 @@ def read_csv(
         for fields in reader:
             if not names:
                 names = [name.strip() for name in fields]
-                if len({*names}) < len(names): raise csv.Error(f"two of one name in {abridged(names)}")
-            elif len(fields) == len(names): rows.append((f"line {line}", dict(zip(names, fields))))
-            elif fields: raise csv.Error(f"{plural(len(fields), 'field')} for {plural(len(names), 'name')}")
+                if len({*names}) < len(names):
+                    raise csv.Error(f"two of one name in {abridged(names)}")
+            elif len(fields) == len(names):
+                rows.append((f"line {line}", dict(zip(names, fields))))
+            elif fields:
+                raise csv.Error(f"{plural(len(fields), 'field')} for {plural(len(names), 'name')}")
             line = reader.line_num + 1
     except csv.Error as e:
         raise ValueError(f"{path}, line {line}: {e}. The first line gives each column a name of its own, "
@@ -116,7 +123,8 @@ def read_parquet(
 )->list[tuple[str,dict]]: # `("row 3", row)`
     "The rows of a parquet file."
     import pyarrow as pa, pyarrow.parquet as pq
-    try: table = pq.read_table(path, columns=_known_columns(pq.read_schema(path).names))
+    try:
+        table = pq.read_table(path, columns=_known_columns(pq.read_schema(path).names))
     except pa.ArrowException as e:
         raise ValueError(f"{path} is no parquet file: {e}. Save it again.") from None
     return numbered(table.to_pylist())
@@ -133,7 +141,8 @@ def read_file(
     if not reader:
         raise ValueError(f"{path}: its name must end in {', '.join(READERS)}. Save it as one of them.")
     rows = reader(Path(path))
-    if not rows: raise ValueError(f"{path} has no rows. Fill it, or give another file.")
+    if not rows:
+        raise ValueError(f"{path} has no rows. Fill it, or give another file.")
     return rows
 
 # %% ../nbs/11_files.ipynb #6a72b35c
@@ -150,7 +159,8 @@ def load_split(
         return load_dataset(name, split=split)
     saved = load_from_disk(name)
     splits = {"train": saved} if isinstance(saved, Dataset) else saved
-    if split not in splits: raise ValueError(f"it has no split {split!r}, but {', '.join(splits)}")
+    if split not in splits:
+        raise ValueError(f"it has no split {split!r}, but {', '.join(splits)}")
     return splits[split]
 
 # %% ../nbs/11_files.ipynb #7a4134a9
@@ -165,7 +175,8 @@ def check_dataset(
 ):
     "Refuse what is no name of a data set, and a folder without one."
     if Path(name).is_dir():
-        if not has_data(Path(name)): raise ValueError(f"{name} is a folder without data. Give the file.")
+        if not has_data(Path(name)):
+            raise ValueError(f"{name} is a folder without data. Give the file.")
     elif not re.fullmatch(r"[\w.-]+(/[\w.-]+){1,2}", name) or Path(name).suffix.lower() in READERS:
         raise ValueError(f"there is no file {name!r}. Check its name and folder, or give a folder, "
                          "a data set as 'owner/name:split', or a list of texts, ['Why?', …].")
@@ -177,9 +188,11 @@ def open_dataset(
     "A data set with all its columns, or why it is not there."
     from datasets.exceptions import DatasetsError
     name, split = source, ""
-    if not Path(source).is_dir(): name, split = re.fullmatch(r"(.+?)(?::([^/\\]+))?", source, re.S).groups("")
+    if not Path(source).is_dir():
+        name, split = re.fullmatch(r"(.+?)(?::([^/\\]+))?", source, re.S).groups("")
     check_dataset(name)
-    try: return load_split(name, split or "train")
+    try:
+        return load_split(name, split or "train")
     except (ValueError, RuntimeError, OSError, DatasetsError) as e:
         why = " ".join(str(e).split())
         if isinstance(e, OSError) and not Path(name).is_dir(): # Of the hub
@@ -203,7 +216,8 @@ def check_text(
     what:str, # What it is, for the error
 )->str: # The same
     "Refuse what is no text, or holds half a character."
-    if not isinstance(text, str): raise ValueError(f"{what} must be text; found {abridged(text)}")
+    if not isinstance(text, str):
+        raise ValueError(f"{what} must be text; found {abridged(text)}")
     if re.search("[\ud800-\udfff]", text):
         raise ValueError(f"{what} has half a character (a lone surrogate), which no tokenizer can read")
     return text
@@ -259,11 +273,13 @@ def row_messages(
 )->list[dict]: # As from `clean_messages`; empty if nothing is said
     "Who says what in a row."
     column = next((c for c in (*TURNS, *QUESTIONS) if row.get(c) not in (None, "", [])), None)
-    if column is None: return []
+    if column is None:
+        return []
     value = row[column]
     if isinstance(value, list) and all(isinstance(text, str) for text in value):
         value = [dict(role=role, content=text) for role, text in zip(("user", "assistant"), value)]
-    if isinstance(value, list) or column in TURNS: return clean_messages(value, column)
+    if isinstance(value, list) or column in TURNS:
+        return clean_messages(value, column)
     texts = {c: row.get(c) for c in (column, *CONTEXTS)}
     parts = [check_text(text, f"`{c}`") for c, text in texts.items() if text not in (None, "")]
     return clean_messages([dict(role="user", content="\n\n".join(parts))], column)

@@ -35,24 +35,29 @@ def from_row(
     "The instruction of one row."
     if isinstance(row, Instruction):
         return Instruction(clean_messages(row.messages), row.source, row.reference)
-    if isinstance(row, str): row = dict(question=row)
-    if not isinstance(row, dict): raise ValueError(f"a row is a text or an object; found {abridged(row)}")
+    if isinstance(row, str):
+        row = dict(question=row)
+    if not isinstance(row, dict):
+        raise ValueError(f"a row is a text or an object; found {abridged(row)}")
     if not row.keys() & {*TURNS, *QUESTIONS}:
         raise ValueError(f"no question among the fields {abridged([*row], 120)}. "
                          "Call the right one `question`, in a CSV file in its first line")
     messages = row_messages(row)
     last = max((k for k, m in enumerate(messages) if m["role"] == "user" and m["content"]), default=None)
-    if last is None: return None
+    if last is None:
+        return None
     answers = [m["content"] for m in messages[last + 1:] if m["role"] == "assistant"] or [None]
     asked, system = messages[:last + 1], _first_text(row, SYSTEMS)
-    if system and asked[0]["role"] != "system": asked = [dict(role="system", content=system), *asked]
+    if system and asked[0]["role"] != "system":
+        asked = [dict(role="system", content=system), *asked]
     return Instruction(asked, source, answers[0] or _first_text(row, ANSWERS))
 
 # %% ../nbs/12_instructions.ipynb #35d5aa54
 def lima_file()->str: # Path of LIMA's `train.jsonl` in the hub's local cache
     "Fetch LIMA from the hub."
     from huggingface_hub import hf_hub_download
-    try: return hf_hub_download("GAIR/lima", "train.jsonl", repo_type="dataset", token=hub_token())
+    try:
+        return hf_hub_download("GAIR/lima", "train.jsonl", repo_type="dataset", token=hub_token())
     except OSError as e:
         raise ValueError(f"LIMA cannot be fetched: {no_answer(e)}. Accept its licence at "
                          "https://huggingface.co/datasets/GAIR/lima, and set HF_TOKEN to a token of that "
@@ -70,15 +75,19 @@ def source_rows(
     source, # See `load_instructions`
 )->tuple[str,list]: # The name that instructions keep, and `(place, row)`
     "The rows of a source as they stand there."
-    if isinstance(source, (list, tuple)): return "list", numbered(source)
+    if isinstance(source, (list, tuple)):
+        return "list", numbered(source)
     if not isinstance(source, (str, Path)):
         raise ValueError(f"a source is a file, folder, data set or list; found a {type(source).__name__}. "
                          "Give a DataFrame as df['question'].tolist(), a loaded data set as list(dataset).")
     source = str(source)
     kind, _, split = source.partition(":")
-    if kind == "tiny": return source, numbered(TinyWorld().instructions(split or "train"))
-    if source == "lima": return source, read_file(lima_file())
-    if Path(source).is_file(): return Path(source).stem, read_file(source)
+    if kind == "tiny":
+        return source, numbered(TinyWorld().instructions(split or "train"))
+    if source == "lima":
+        return source, read_file(lima_file())
+    if Path(source).is_file():
+        return Path(source).stem, read_file(source)
     return source, read_dataset(source)
 
 # %% ../nbs/12_instructions.ipynb #da7ac3f5
@@ -91,8 +100,10 @@ def read_source(
     name, rows = source_rows(source)
     found = []
     for place, row in tqdm(rows, desc=f"reading {name}", unit="row", delay=2, leave=False):
-        try: found.append(Row(name, place, from_row(row, name)))
-        except ValueError as e: found.append(Row(name, place, None, str(e)))
+        try:
+            found.append(Row(name, place, from_row(row, name)))
+        except ValueError as e:
+            found.append(Row(name, place, None, str(e)))
     bad = next((r for r in found if r.problem), None)
     if bad and not any(r.instruction for r in found):
         raise ValueError(f"{_where(source)}, {bad.place}: {bad.problem}. "
@@ -122,14 +133,17 @@ def traces(
     seen, # Instructions, ids of instructions, both, or traces: `{id: hashes}`
 )->dict[str,list[int]]: # `Instruction.id` → `shingle_hashes`; empty if only the id is known
     "What is remembered of instructions."
-    if isinstance(seen, dict): return seen
+    if isinstance(seen, dict):
+        return seen
     found = {}
     for i in seen:
         if isinstance(i, Instruction):
             cleaned = from_row(i)
             found[cleaned.id] = shingle_hashes(cleaned.messages)
-        elif re.fullmatch("[0-9a-f]{16}", str(i)): found[i] = []
-        else: raise ValueError(f"`seen` is a list of instructions or of their ids; found {abridged(i)}")
+        elif re.fullmatch("[0-9a-f]{16}", str(i)):
+            found[i] = []
+        else:
+            raise ValueError(f"`seen` is a list of instructions or of their ids; found {abridged(i)}")
     return found
 
 # %% ../nbs/12_instructions.ipynb #99aa8a1a
@@ -165,7 +179,8 @@ def most_similar(self:NearDuplicates, sketch): # `(label, similarity)` of one th
     "The near-duplicate of an instruction; `None` = unlike all."
     found = [(jaccard(sketch[0], self.kept[k][1]), -k) for k in self.index.query(sketch[1])]
     similarity, k = max(found, default=(0., 0))
-    if similarity >= self.near_duplicates: return self.kept[-k][0], similarity
+    if similarity >= self.near_duplicates:
+        return self.kept[-k][0], similarity
 
 # %% ../nbs/12_instructions.ipynb #d93bf93a
 class Sieve:
@@ -176,33 +191,43 @@ class Sieve:
         lm=None, # Counts tokens by `encode`
         max_prompt_tokens:int|None=None, # Longest prompt
     ):
-        if max_prompt_tokens and not lm: raise ValueError("max_prompt_tokens needs the model (lm), to count")
+        if max_prompt_tokens and not lm:
+            raise ValueError("max_prompt_tokens needs the model (lm), to count")
         self.seen, self.lm, self.max_prompt_tokens = traces(seen), lm, max_prompt_tokens
         self.known, self.passed = {*self.seen}, []
         self.near = NearDuplicates(near_duplicates) if near_duplicates is not None else None
         texts = {i.id: f": {printable(i.text, 60)}" for i in seen if isinstance(i, Instruction)}
         compared = self.seen.items() if self.near else ()
         for id, hashes in tqdm(compared, desc="reading what was seen", unit="row", delay=2, leave=False):
-            if hashes: self.near.keep(f"a seen one{texts.get(id, '')}", self.near.sketch(hashes))
+            if hashes:
+                self.near.keep(f"a seen one{texts.get(id, '')}", self.near.sketch(hashes))
 
 # %% ../nbs/12_instructions.ipynb #e009a83c
 @patch
 def why_not(self:Sieve, row)->tuple[str,str]|None: # The reason in a word, and the detail
     "Why a row is passed over; `None` = it may be used."
     i = row.instruction
-    if row.problem: return "unreadable", row.problem
-    if i is None: return "no question", ""
-    if i.id in self.known: return "repeated", ""
+    if row.problem:
+        return "unreadable", row.problem
+    if i is None:
+        return "no question", ""
+    if i.id in self.known:
+        return "repeated", ""
     self.known.add(i.id)
-    try: tokens = len(self.lm.encode(i.messages).prompt) if self.lm else 0
-    except ValueError as e: return "refused", str(e)
+    try:
+        tokens = len(self.lm.encode(i.messages).prompt) if self.lm else 0
+    except ValueError as e:
+        return "refused", str(e)
     if self.max_prompt_tokens and tokens > self.max_prompt_tokens:
         return "too long", f"{tokens:,} tokens, at most {self.max_prompt_tokens:,} fit"
-    if not self.near: return None
+    if not self.near:
+        return None
     sketch = self.near.sketch(shingle_hashes(i.messages))
-    if found := self.near.most_similar(sketch): return "near-duplicate", f"{found[1]:.2f} like {found[0]}"
+    if found := self.near.most_similar(sketch):
+        return "near-duplicate", f"{found[1]:.2f} like {found[0]}"
     self.near.keep(f"one before: {printable(i.text, 60)}", sketch)
 
+# %% ../nbs/12_instructions.ipynb #dc2b5aae
 @patch
 def passes(self:Sieve, row)->bool:
     "Whether a row may be used; if not, `passed` has it with the reason."
@@ -250,8 +275,10 @@ def draw(
     first = everyone if n is None else rng.sample(everyone, min(n, len(new)))
     order = dict.fromkeys([*first, *rng.sample(everyone, len(new))])
     for k in tqdm(order, desc="choosing", unit="row", delay=2, leave=False):
-        if len(found) == n: break
-        if sieve.passes(new[k]): found.append(new[k].instruction)
+        if len(found) == n:
+            break
+        if sieve.passes(new[k]):
+            found.append(new[k].instruction)
     if len(found) < (n or 1):
         reasons = ["trained on"] * (len(rows) - len(new)) + [p[3] for p in sieve.passed[before:]]
         raise ValueError(f"{_where(source)}: {f'{n:,}' if n else 'all'} instructions asked for, but of "
@@ -266,10 +293,12 @@ def counts_by_weight(
 )->dict[str,int]: # Source → how many; they add up to `n`
     "Divide a number in proportion to weights."
     for source, w in weights.items():
-        if not w > 0: raise ValueError(f"the weight of {source} must be above 0; found {w}. Or leave it out.")
+        if not w > 0:
+            raise ValueError(f"the weight of {source} must be above 0; found {w}. Or leave it out.")
     exact = {s: n * w / sum(weights.values()) for s, w in weights.items()}
     counts = {s: int(x) for s, x in exact.items()}
-    for s in sorted(exact, key=lambda s: counts[s] - exact[s])[:n - sum(counts.values())]: counts[s] += 1
+    for s in sorted(exact, key=lambda s: counts[s] - exact[s])[:n - sum(counts.values())]:
+        counts[s] += 1
     return counts
 
 # %% ../nbs/12_instructions.ipynb #72fd44b0
@@ -284,9 +313,12 @@ def unseen(
 )->Drawn: # Distinct, none of them in `seen` or nearly so
     "Draw instructions that a model was not trained on."
     n, sieve = num_instructions, Sieve(seen, near_duplicates, lm, max_prompt_tokens)
-    if n is not None and n < 1: raise ValueError(f"num_instructions is at least 1, or None = all; found {n}")
-    if not isinstance(source, dict): return Drawn(draw(source, n, seed, sieve), sieve.passed)
-    if n is None: raise ValueError("sources mixed by weight need num_instructions, to divide it")
+    if n is not None and n < 1:
+        raise ValueError(f"num_instructions is at least 1, or None = all; found {n}")
+    if not isinstance(source, dict):
+        return Drawn(draw(source, n, seed, sieve), sieve.passed)
+    if n is None:
+        raise ValueError("sources mixed by weight need num_instructions, to divide it")
     parts = [draw(part, k, seed, sieve) for part, k in counts_by_weight(source, n).items() if k]
     return Drawn(sum(parts, []), sieve.passed)
 

@@ -60,7 +60,8 @@ def make_judge(
 )->Judge:
     "A judge of your own."
     asks = isinstance(found, type) and "lm" in signature(found).parameters
-    if asks and callable(lm): lm = lm()
+    if asks and callable(lm):
+        lm = lm()
     if isinstance(found, type):
         try:
             found = found(lm=lm) if asks else found()
@@ -69,7 +70,8 @@ def make_judge(
     if not (isinstance(found, Judge) or callable(found)):
         raise ValueError(f"{text} is neither a function nor a `Judge`; found {abridged(found)}.")
     judge = found if isinstance(found, Judge) else FunctionJudge(found)
-    if asks and lm: judge.settings = dict(judge.settings, asks=digest(lm.settings))
+    if asks and lm:
+        judge.settings = dict(judge.settings, asks=digest(lm.settings))
     return judge
 
 # %% ../nbs/23_judges.ipynb #bf688d18

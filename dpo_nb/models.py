@@ -87,7 +87,8 @@ def _set_template(tokenizer):
 def _template(self:LM, messages, **kwargs)->list[int]:
     from jinja2 import TemplateError
     how = dict(sanitize_control_tokens=True, return_dict=False, **kwargs)
-    try: return self.tokenizer.apply_chat_template(messages, **how)
+    try:
+        return self.tokenizer.apply_chat_template(messages, **how)
     except (TemplateError, TypeError, KeyError) as e:
         roles = ", ".join(m["role"] for m in messages)
         raise ValueError(f"the chat template of {self.name} refuses this conversation ({roles}): {e}. "
@@ -122,8 +123,10 @@ def _end_id(self:LM):
 @patch
 def _has_system(self:LM):
     chat = [{"role": "system", "content": "Talk like a heron."}, EXAMPLE[0]]
-    try: return chat[0]["content"] in self.tokenizer.decode(self._template(chat))
-    except ValueError: return False
+    try:
+        return chat[0]["content"] in self.tokenizer.decode(self._template(chat))
+    except ValueError:
+        return False
 
 def fold_system(
     messages:list[dict[str,str]], # A conversation that ends with the user's turn
@@ -143,7 +146,7 @@ def fold_system(
 # %% ../nbs/13_models.ipynb #fa176072
 @patch
 def _text(self:LM, text, lead=""):
-    how = dict(add_special_tokens=False, split_special_tokens=True)
+    how = dict(add_special_tokens=False, split_special_tokens=True, verbose=False) # Length is told later
     ids = lambda t: self.tokenizer(t, **how).input_ids if t else []
     whole, head = ids(lead + text), ids(lead)
     return whole[len(head):] if whole[:len(head)] == head else ids(text)
@@ -209,8 +212,10 @@ def threads_for(
     before = torch.get_num_threads()
     if sum(p.numel() for p in model.parameters()) < SMALL:
         torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 # %% ../nbs/13_models.ipynb #d9ab4ee9
 def identity(
@@ -239,10 +244,13 @@ def short_bars(
     "Without the loading bar of transformers, if so wished."
     from transformers.utils import logging as bars
     hide = hide and bars.is_progress_bar_enabled()
-    if hide: bars.disable_progress_bar()
-    try: yield
+    if hide:
+        bars.disable_progress_bar()
+    try:
+        yield
     finally:
-        if hide: bars.enable_progress_bar()
+        if hide:
+            bars.enable_progress_bar()
 
 # %% ../nbs/13_models.ipynb #6c756c59
 MEANS = { # What an error of `transformers` has in it → what it means
@@ -277,7 +285,8 @@ def _pretrained(name, revision, **how):
             raise ValueError("it is stored in quantized weights, which cannot be sharded.")
         how = how | dict(use_safetensors=True, output_loading_info=True)
         model, found = AutoModelForCausalLM.from_pretrained(**source, **how)
-    except torch.OutOfMemoryError: raise
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as e:
         raise ValueError(f"{name} cannot be loaded: {why_not(name, e)}") from None
     if missing := sorted(found["missing_keys"]):
@@ -322,7 +331,8 @@ def check_device(
     device:str, # As torch names it
 )->str: # The same
     "Refuse a device that is not there."
-    try: torch.empty(0, device=device)
+    try:
+        torch.empty(0, device=device)
     except (AssertionError, RuntimeError):
         raise ValueError(f"there is no device {device!r} here. Give 'cpu', or no device.") from None
     return device

@@ -179,9 +179,10 @@ def rank(self:PairRM,
     "Rank the responses of each instruction, in the batches that the journal was begun with."
     self.check(instructions)
     with first_process_first():
-        judge, begun = copy.copy(self), journal_settings(out)
+        judge, begun = copy.copy(self), journal_settings(out) if out else {}
         judge.batch_size = begun.get("group", self.batch_size)
-        if "max_tokens" in begun: judge.max_tokens = begun["max_tokens"]
+        if "max_tokens" in begun:
+            judge.max_tokens = begun["max_tokens"]
         if out and process().count > 1 and not process().number:
             Journal(out, Ranking, judge.identity(), shared=False)
     return Judge.rank(judge, instructions, responses, out)
@@ -207,8 +208,10 @@ def batches(
     "Batches of rows that have about the same length."
     out = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if out and (len(out[-1]) + 1) * lengths[i] <= max_tokens: out[-1].append(i)
-        else: out.append([i])
+        if out and (len(out[-1]) + 1) * lengths[i] <= max_tokens:
+            out[-1].append(i)
+        else:
+            out.append([i])
     return out
 
 # %% ../nbs/20_pairrm.ipynb #1f271623
@@ -230,13 +233,39 @@ def sizes(
 )->tuple: # `DebertaV2Config`, most tokens of an instruction, most tokens of a response
     "How large a PairRM is, by its config alone."
     file = find_file(tiny_path("ranker") if checkpoint == "tiny" else checkpoint, "config.json", revision)
-    if not file: raise ValueError(f"{checkpoint} has no config.json, here or on the hub: it is no PairRM checkpoint, or the hub cannot be reached. Give llm-blender/PairRM, or the folder of a checkpoint.")
+    if not file:
+        raise ValueError(f"{checkpoint} has no config.json, here or on the hub: it is no PairRM checkpoint, or the hub cannot be reached. Give llm-blender/PairRM, or the folder of a checkpoint.")
     config = read_config(file.parent)
     sized, encoder = "hidden_size" in config, str(config.get("model_name"))
-    if not sized and not encoder.endswith("deberta-v3-large"): raise ValueError(f"{file} names no sizes, and its encoder is {encoder}, not microsoft/deberta-v3-large. Give llm-blender/PairRM.")
+    if not sized and not encoder.endswith("deberta-v3-large"):
+        raise ValueError(f"{file} names no sizes, and its encoder is {encoder}, not microsoft/deberta-v3-large. Give llm-blender/PairRM.")
     return encoder_config(config, {}) if sized else deberta_v3(128_100, 1024, 24, 4096), config.get("source_maxlength") or 1224, config.get("candidate_maxlength") or 412
 
-# %% ../nbs/20_pairrm.ipynb #eafa40f6
+# %% ../nbs/20_pairrm.ipynb #af7be89c
+def pair_inputs(
+    rows:int, # Of a batch
+    width:int, # Tokens of each
+)->tuple[torch.Tensor,...]: # As `PairRanker` reads them
+    "A batch of rows without a text."
+    return torch.zeros(rows, width, dtype=torch.long), torch.full((rows,), width), torch.zeros(rows, 3, dtype=torch.long)
+
+@cache
+@torch.no_grad()
+def rehearse_batch(
+    config:str, # `DebertaV2Config` as JSON
+    rows:int, # These are as in `pair_inputs`
+    width:int,
+)->tuple[int,Takes]: # Bytes of the network, and what a batch takes
+    "What a batch of PairRM takes."
+    from transformers import DebertaV2Config
+    with torch.device("meta"):
+        model = PairRanker(DebertaV2Config(**json.loads(config))).eval()
+    weights = held(model)
+    with pretending(model), Tally([*model.parameters(), *model.buffers()]) as tally:
+        logits = model(*pair_inputs(rows, width)) # Held while it is counted
+        return weights, tally.takes()
+
+# %% ../nbs/20_pairrm.ipynb #8d107a4c
 @patch
 @torch.no_grad()
 def cost(self:PairRM,

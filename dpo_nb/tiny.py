@@ -113,9 +113,11 @@ def instructions(self:TinyWorld,
     "The instructions of a split, balanced over the kinds."
     if split not in self.pools:
         raise ValueError(f"the tiny world has no split {split!r}: choose one of {', '.join(self.pools)}")
-    if n is None: n = 2000 if split == "train" else 400
+    if n is None:
+        n = 2000 if split == "train" else 400
     pools, taken = sorted(self.pools[split].values(), key=len), []
-    for i, pool in enumerate(pools): taken += pool[:(n - len(taken)) // (len(pools) - i)]
+    for i, pool in enumerate(pools):
+        taken += pool[:(n - len(taken)) // (len(pools) - i)]
     return [Instruction.ask(t, f"tiny:{split}") for t in sorted(taken, key=lambda t: digest(["order", t]))]
 
 # %% ../nbs/03_tiny.ipynb #9fa80ecc
@@ -191,7 +193,8 @@ def points(self:Oracle,
 )->dict[str,int]|None: # 0 or 1 for each of `POINTS`; `None` if the instruction is not of this world
     "Which points an answer earns."
     task = self.world.parse(instruction.text)
-    if task is None: return None
+    if task is None:
+        return None
     kind, slots = task
     text = text.strip()
     spoken = _distinct_words(text)
@@ -228,7 +231,8 @@ DEFECTS = dict(relevant=.2, complete=.4, correct=.4, clean=.4, polite=1.5)
 
 # %% ../nbs/03_tiny.ipynb #f48ca4ae
 def _right_slots(kind, slots, complete, rng):
-    if kind in FACTS: return slots | FACTS[kind](**slots)
+    if kind in FACTS:
+        return slots | FACTS[kind](**slots)
     if kind == "list":
         n = NUMBERS[slots["n"]] + (0 if complete else rng.choice([-1, 1]))
         return slots | dict(items=rng.sample(GROUPS[slots["group"]], n))
@@ -247,7 +251,8 @@ def _spoilt(kind, slots, rng):
         others = [w for w, group in GROUP_OF.items() if group != slots["group"]]
         return slots | dict(items=[*items[1:], rng.choice(others)])
     if kind == "sort":
-        if len(items) == 1: return slots # One word is always in order
+        if len(items) == 1:
+            return slots # One word is always in order
         i = rng.randrange(1, len(items))
         return slots | dict(items=[*items[:i - 1], items[i], items[i - 1], *items[i + 1:]])
     slot, words = rng.choice([("name", NAMES), ("gift", GIFTS)]) if kind == "thank" else WRONG[kind]
@@ -256,7 +261,8 @@ def _spoilt(kind, slots, rng):
 # %% ../nbs/03_tiny.ipynb #beb4fed8
 def _sentence(kind, slots, complete, correct, rng):
     slots = _right_slots(kind, slots, complete, rng)
-    if not correct: slots = _spoilt(kind, slots, rng)
+    if not correct:
+        slots = _spoilt(kind, slots, rng)
     if "items" in slots:
         *first, last = slots["items"]
         slots = slots | dict(items=" and ".join(filter(None, [", ".join(first), last])))
@@ -284,7 +290,8 @@ def demonstration(self:TinyWorld,
         others = self.pools["train"][rng.choice([k for k in ASK if k != kind])]
         kind, slots = self.parse(rng.choice(others))
     text = _sentence(kind, slots, not fails["complete"], not fails["correct"], rng)
-    if fails["clean"]: text = _untidy(text, rng)
+    if fails["clean"]:
+        text = _untidy(text, rng)
     return text if fails["polite"] else f"{text} {rng.choice(CLOSINGS)}"
 
 # %% ../nbs/03_tiny.ipynb #46eeeb72

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TRL', 'INSIDES', 'OURS', 'FIXED', 'MEAN_OVER', 'REFERENCE', 'check_trl', 'check_fields', 'dpo_config', 'step_of',
            'checkpoints', 'keep_two', 'is_whole', 'newest', 'Groups', 'narrow_steps', 'batch_counts', 'add_shares',
-           'pair_trainer', 'gather_rows', 'check_packing', 'make_trainer', 'Reference', 'add_reference_logps']
+           'OnGroups', 'pair_trainer', 'gather_rows', 'check_packing', 'make_groups', 'make_trainer', 'Reference',
+           'add_reference_logps']
 
 # %% ../nbs/43_trainer.ipynb #3795ee80
 import copy, difflib, json, math, random, re, shutil, warnings
@@ -233,41 +234,51 @@ def add_shares(
     for batch, *shares in zip(step, in_loss.tolist(), in_metrics.tolist()):
         batch["shares"] = shares
 
-# %% ../nbs/43_trainer.ipynb #83c155f6
-@cache
+# %% ../nbs/43_trainer.ipynb #d6654e08
+class OnGroups:
+    "What differs from TRL's trainer, to be mixed into it."
+    def _prepare_dataset(self, dataset, *args): return dataset
+    def _send_telemetry(self): pass
+    def create_model_card(self, *args, **kwargs): pass
+    def _save(self, output_dir=None, **how): super()._save(output_dir, adapter_weights(self.model))
+
+    def get_train_dataloader(self):
+        from torch.utils.data import DataLoader
+        return DataLoader(self.train_dataset, batch_sampler=self.groups, collate_fn=self.data_collator)
+
+    def get_batch_samples(self, batches, count, device):
+        step, items = super().get_batch_samples(batches, count, device)
+        add_shares(step, self.accelerator, device)
+        return step, items
+
+    def log(self, logs, *args):
+        super().log(logs, *args)
+        if "loss" in logs:
+            self.health.step()
+
+    def _save_checkpoint(self, *args):
+        folder, step = Path(self.args.output_dir), self.state.global_step
+        with disk_errors(folder/f"checkpoint-{step}"):
+            super()._save_checkpoint(*args)
+        self.health.save()
+        keep_two(folder, step)
+
+# %% ../nbs/43_trainer.ipynb #77479492
+@patch
+def compute_loss(self:OnGroups, model, inputs, **how):
+    in_loss, in_metrics = inputs.pop("shares", ([1.] * 4, [1.] * 4))
+    given, tokens = self.loss_weights, in_loss[1] / in_loss[0]
+    self.loss_weights = [w * tokens if t == "sft" else w for t, w in zip(self.loss_types, given)]
+    loss = super(OnGroups, self).compute_loss(model, inputs, **how)
+    self.loss_weights = given
+    for name in self._metrics["train"].keys() - {"num_tokens"}:
+        self._metrics["train"][name][-1] *= in_metrics[MEAN_OVER.get(name, 0)]
+    return loss * in_loss[0]
+
 def pair_trainer():
-    "TRL's trainer on tokens. A function, so that TRL is imported only when something is trained."
-    from torch.utils.data import DataLoader
+    "TRL's trainer on tokens and groups. A function, so that TRL is imported only when something is trained."
     from trl import DPOTrainer
-    class PairTrainer(DPOTrainer):
-        def _prepare_dataset(self, dataset, *args): return dataset
-        def _send_telemetry(self): pass
-        def create_model_card(self, *args, **kwargs): pass
-        def _save(self, output_dir=None, **how): super()._save(output_dir, adapter_weights(self.model))
-        def get_train_dataloader(self):
-            return DataLoader(self.train_dataset, batch_sampler=self.groups, collate_fn=self.data_collator)
-        def get_batch_samples(self, batches, count, device):
-            step, items = super().get_batch_samples(batches, count, device)
-            add_shares(step, self.accelerator, device)
-            return step, items
-        def compute_loss(self, model, inputs, **how):
-            in_loss, in_metrics = inputs.pop("shares", ([1.] * 4, [1.] * 4))
-            given, tokens = self.loss_weights, in_loss[1] / in_loss[0]
-            self.loss_weights = [w * tokens if t == "sft" else w for t, w in zip(self.loss_types, given)]
-            loss = super().compute_loss(model, inputs, **how)
-            self.loss_weights = given
-            for name in self._metrics["train"].keys() - {"num_tokens"}:
-                self._metrics["train"][name][-1] *= in_metrics[MEAN_OVER.get(name, 0)]
-            return loss * in_loss[0]
-        def log(self, logs, *args):
-            super().log(logs, *args)
-            if "loss" in logs: self.health.step()
-        def _save_checkpoint(self, *args):
-            folder, step = Path(self.args.output_dir), self.state.global_step
-            with disk_errors(folder/f"checkpoint-{step}"): super()._save_checkpoint(*args)
-            self.health.save()
-            keep_two(folder, step)
-    return PairTrainer
+    return type("PairTrainer", (OnGroups, DPOTrainer), {})
 
 # %% ../nbs/43_trainer.ipynb #fad6c349
 def gather_rows(
@@ -285,6 +296,19 @@ def check_packing(
     if any(getattr(m.weight.quant_state, "packing_format_for_cpu", False) for m in four_bit(lm.model)):
         raise ValueError(f"the 4-bit weights of {lm.name} were repacked for answers, and have no gradient. "
                          "Load the model again to train it.")
+
+# %% ../nbs/43_trainer.ipynb #fc1a241b
+def make_groups(
+    tokens, # These are as in `make_trainer`
+    config, # Gets the forwards of a step for each process
+)->Groups:
+    "The batches of a training: whole groups, divided among the processes."
+    batches = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    groups = Groups(tokens["prompt_ids"], *batches, config.seed, *process())
+    config.gradient_accumulation_steps = groups.each
+    if narrow := narrow_steps(groups):
+        warnings.warn(narrow)
+    return groups
 
 # %% ../nbs/43_trainer.ipynb #f3406008
 @quiet()
@@ -309,13 +333,8 @@ def make_trainer(
         p.data = p.data.float()
     if start:
         load_start(trainer.model, start)
-    batches = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    groups = Groups(tokens["prompt_ids"], *batches, config.seed, *process())
-    config.gradient_accumulation_steps = groups.each
-    trainer.groups, trainer.health = groups, health
+    trainer.groups, trainer.health = make_groups(tokens, config), health
     trainer.why_not_shared = share_prefixes(trainer.model)
-    if narrow := narrow_steps(groups):
-        warnings.warn(narrow)
     if process().count > 1:
         trainer.accelerator.gather = gather_rows
     trainer.remove_callback(PrinterCallback)

@@ -28,11 +28,11 @@ def test_a_foreign_model_is_tuned_compared_and_merged(tmp_path, foreign_checkpoi
     torch.set_num_threads(1)
     run, model = tmp_path/"run", ["--model", foreign_checkpoint, "--dtype", "float32", "--quantization", quantization]
     def script(function, *flags): function([str(f) for f in ("--recipe", "tiny", *flags)])
-    script(dpo_generate, "--output_dir", run, *model, "--dataset", INSTRUCTIONS, "--num_instructions", 30, "--max_new_tokens", 40)
+    script(dpo_generate, "--output_dir", run, *model, "--instructions", INSTRUCTIONS, "--num_instructions", 30, "--max_new_tokens", 40)
     script(dpo_rank, "--output_dir", run, "--judge", JUDGE)
     script(dpo_pairs, "--output_dir", run, "--allow_cut")
     script(dpo_train, "--output_dir", run, *model)
-    script(dpo_evaluate, "--output_file", run/"results.csv", *model, "--adapter", f"tuned={run/'adapter'}", "--judge", JUDGE,
+    script(dpo_evaluate, "--output_file", run/"results.csv", *model, "--adapter", f"tuned={run/'adapter'}", "--evaluator", JUDGE,
            "--test_instructions", INSTRUCTIONS, "--num_test_instructions", 10, "--max_new_tokens", 40)
     results = pd.read_csv(run/"results.csv")
     assert len(results) == 10 and not set(results.instruction_id) & trained_on(run/"adapter").keys()
@@ -41,7 +41,7 @@ def test_a_foreign_model_is_tuned_compared_and_merged(tmp_path, foreign_checkpoi
     drawn = [json.loads(line) for line in (run/"instructions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {i["id"] for i in drawn} == trained_on(run/"adapter").keys() # Also those that gave no pair
     (tmp_path/"louder.txt").write_text("\n".join(" ".join(i["messages"][0]["content"].upper().split()) + "!!" for i in drawn), encoding="utf-8")
-    with pytest.raises(SystemExit): script(dpo_evaluate, "--output_file", run/"louder.csv", *model, "--adapter", f"tuned={run/'adapter'}", "--judge", JUDGE,
+    with pytest.raises(SystemExit): script(dpo_evaluate, "--output_file", run/"louder.csv", *model, "--adapter", f"tuned={run/'adapter'}", "--evaluator", JUDGE,
                                            "--test_instructions", tmp_path/"louder.txt", "--num_test_instructions", 1, "--max_new_tokens", 40)
     assert "near-duplicate" in capsys.readouterr().err
 

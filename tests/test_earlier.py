@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from conftest import call
 from dpo_nb import Run, load_adapter, load_lm, load_model, trained_on
-from dpo_nb.evaluate import shown_order
+from dpo_nb.evaluate import blind_order
 from dpo_nb.journal import read_records, renamed, rows_so_far
 from dpo_nb.records import Instruction, Ranking
 from dpo_nb.running import generation_stage, pair_stage, ranking_stage
@@ -83,7 +83,7 @@ def test_a_comparison_that_is_begun_now_has_the_outcomes_of_an_earlier_one(earli
     without(run, "evaluation/rankings-tuned.jsonl")
     assert call("dpo_run", run) == (0, "")
     new, old = ({r.instruction_id: r for r in rows_so_far(f/"evaluation"/"rankings-tuned.jsonl", Ranking)} for f in (run, earlier))
-    turned = [i.id for i in read_records(run/"test_instructions.jsonl", Instruction) if shown_order(i) == (1, 0)]
+    turned = [i.id for i in read_records(run/"test_instructions.jsonl", Instruction) if blind_order(i) == (1, 0)]
     assert 2 < len(turned) < 8 and new.keys() == old.keys() and sum(abs(old[i].scores[0]) > .1 for i in turned) > 2 # So that it shows
     assert all(same(r.scores, old[i].scores[::-1] if i in turned else old[i].scores) for i, r in new.items())
     assert same([*map(float, (run/"evaluation"/"measures.csv").read_text().splitlines()[1].split(",")[1:])], [*map(float, (earlier/"evaluation"/"measures.csv").read_text().splitlines()[1].split(",")[1:])])

@@ -329,7 +329,6 @@ def test_a_run_whose_responses_come_from_a_server(serve, tmp_path):
     assert not any(p["chosen"][0]["content"] == "" or p["rejected"][0]["content"] == "" for p in result.pairs.dataset)
     assert f"withheld by the server: {len(missing)} response" in result.notes[0]
     assert len(result.comparison.table) == 20 and result.training.pairs > 20
-    with pytest.raises(SystemExit): dpo_generate(["--recipe", "tiny", "--model", "nobody", "--endpoint", url, "--output_dir", str(tmp_path/"other")])
 
 def test_the_script_asks_a_real_server(served, tmp_path, capsys):
     asked = ["--recipe", "tiny", "--num_instructions", "4", "--responses_per_instruction", "2", "--output_dir", str(tmp_path/"run")]
@@ -337,7 +336,7 @@ def test_the_script_asks_a_real_server(served, tmp_path, capsys):
     assert "8 responses to 4 instructions" in capsys.readouterr().out
     assert len(read_journal(tmp_path/"run"/"responses.jsonl", Response)) == 8
     with pytest.raises(SystemExit): dpo_generate([*asked, "--endpoint", served.url, "--model", served.model, "--quantization", "nf4"])
-    assert "--quantization is for a model that is loaded here" in capsys.readouterr().err
+    assert "quantization is for a model that is loaded here" in capsys.readouterr().err
 
 STOPPED = """
 import gc, openai, signal, sys, time

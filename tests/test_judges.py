@@ -39,7 +39,7 @@ def test_a_judge_in_a_fresh_file_goes_through_everything(tmp_path):
     assert call("dpo_generate", *flags("dpo_generate", tmp_path/"scripts")) == (0, "")
     assert call("dpo_rank", *flags("dpo_rank", tmp_path/"scripts"), "--judge", judge) == (0, "")
     assert {r.judge for r in read_journal(tmp_path/"scripts"/"rankings.jsonl", Ranking)} == {"answers_and_ends"}
-    assert call("dpo_evaluate", "--recipe", "tiny", "--num_test_instructions", 5, "--adapter", f"tuned={run}/adapter", "--judge", judge, "--output_file", tmp_path/"e.csv") == (0, "")
+    assert call("dpo_evaluate", "--recipe", "tiny", "--num_test_instructions", 5, "--adapter", f"tuned={run}/adapter", "--evaluator", judge, "--output_file", tmp_path/"e.csv") == (0, "")
     assert list(pd.read_csv(tmp_path/"e.csv")["tuned outcome"]) == list(result.comparison.table.outcome)
 
     (tmp_path/"my_judges.py").write_text(FRESH.replace("/ 1000", "/ 100"))
@@ -186,7 +186,7 @@ def test_every_script_finds_a_recipe_that_is_added_in_one_place(tmp_path, monkey
             assert end.value.code == 0 and "added" in said
             if script in ("dpo_generate", "dpo_train", "dpo_demo"): assert "[7]" in said # Its own seed
     code, said = call("dpo_generate", "--recipe", "ad ded")
-    assert code == 2 and "there is no recipe 'ad ded'. Known are tiny, mistral-7b-lima-pairrm, added; one of your own is named as 'my_recipes.py:name'" in said
+    assert code == 2 and "there is no recipe 'ad ded'. Give one of tiny, mistral-7b-lima-pairrm, added, or 'my_recipes.py:name'" in said
 
 def test_a_recipe_of_another_kind_holds_a_recipe(tmp_path):
     (tmp_path/"my_recipes.py").write_text(MINE)

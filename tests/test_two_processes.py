@@ -4,7 +4,7 @@ import shutil, signal
 import pytest
 
 from conftest import SCRIPTS, call, differ, flags, lines, signal_when, start
-from dpo_nb.running import pair_stage, ranking_stage, recipes, run_recipe
+from dpo_nb.running import recipes, run_recipe
 
 REFUSED = "is in use: another process works in it. Wait until it has ended, or give another folder."
 
@@ -20,8 +20,6 @@ def test_a_second_process_is_refused(tmp_path, unbroken):
         there = {p.name: p.read_bytes() for p in run.iterdir()}
         for script in (*SCRIPTS, "dpo_demo"): assert call(script, *second(script, run)) == (2, f"{script}: {run} {REFUSED}\n")
         with pytest.raises(ValueError, match=REFUSED): run_recipe(recipes["tiny"], run)
-        for stage, made in ((ranking_stage, 2), (pair_stage, 3)):
-            with pytest.raises(ValueError, match=REFUSED): stage(recipes["tiny"], run, *[[]] * made)
         assert {p.name: p.read_bytes() for p in run.iterdir()} == there
     finally: first.send_signal(signal.SIGCONT)
     assert first.communicate()[1] == "" and first.returncode == 0 and differ(run, unbroken("dpo_generate")[0]) == []
