@@ -88,9 +88,9 @@ class Tally(TorchDispatchMode):
             self.seconds += self.time_of(func, args, kwargs, out, read, made)
         return out
 
-# %% ../nbs/17_costs.ipynb #713444bb
+# %% ../nbs/17_costs.ipynb #9004acff
 aten = torch.ops.aten
-NOT_READ = aten.embedding.default, aten.lift_fresh.default # A few rows of a large table; what is only just made
+NOT_READ = aten.embedding.default, aten.lift_fresh.default # A few rows of a table; what is only just made
 
 def tensors_in(tree): return [t for t in tree_leaves(tree) if isinstance(t, torch.Tensor)]
 

@@ -142,7 +142,7 @@ def batches_of(r, batch_size, accumulation=1): # Of pairs `(instruction, chosen,
     groups = Groups([(i,) for i, _, _ in pairs], batch_size, accumulation)
     return [[pairs[k] for k in batch] for batch in groups.batches(range(count))]
 
-# %% ../nbs/73_planning.ipynb #ae30b562
+# %% ../nbs/73_planning.ipynb #bc1c0cf9
 def logps_of(model, batches, prompt, response): # Their sum
     "The log-probabilities of the responses in the largest of some batches."
     pairs = max(batches, key=len)
@@ -152,6 +152,7 @@ def logps_of(model, batches, prompt, response): # Their sum
     how = dict(attention_mask=torch.ones_like(ids), use_cache=False, fused_lm_head=True)
     return model(input_ids=ids, labels=labels, **how).log_probs.sum()
 
+# %% ../nbs/73_planning.ipynb #ffec87ee
 def learn(model, tally, prompt, response, r): # Yields laps
     "Train as a recipe says: the reference reads pairs, then a step learns from some."
     from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
@@ -182,7 +183,7 @@ def learn(model, tally, prompt, response, r): # Yields laps
 
 def checkpoints_layers(r): return r.dpo.get("gradient_checkpointing", True) # TRL's default
 
-# %% ../nbs/73_planning.ipynb #ec58348b
+# %% ../nbs/73_planning.ipynb #657d75ea
 ANSWERED = inspect.signature(complete).parameters["generation_batch"].default # Instructions at a time
 
 def stages(r, machine, model, prompt, response): # Stage → as from `rehearse`
@@ -196,12 +197,12 @@ def stages(r, machine, model, prompt, response): # Stage → as from `rehearse`
     kept = max(1, min(prompt, (r.max_length or math.inf) - response)) # Longer prompts are not trained on
     weights, step, training = run(learn, kept, response, replace(r, generation_batch=1))
     _, answers, seconds = run(write, prompt, response, tests, ANSWERED, 1, r.lora_r)
-    _, judged, judging = judge(r.evaluator or r.judge, tests, 2)
+    _, judged, judging = judge(r.evaluator, tests, 2)
     written = weights, weights, math.nan # By a server
     if not r.endpoint:
         adapter = r.lora_r * bool(r.adapter)
         written = run(write, prompt, response, count, r.generation_batch, n, adapter, r.top_p)
-    looks = 1 + getattr(r, "looks", 1) # With the one before the first step
+    looks = r.looks and 1 + r.looks # With the one before the first step
     return dict(generation=written, ranking=judge(r.judge, count, n),
                 training=(weights, max(step, answers), training + looks * seconds),
                 evaluation=(weights, max(answers, judged), 2 * seconds + judging))

@@ -16,7 +16,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .records import digest, Instruction, Response
-from .judging import Cost, Judge
+from .judging import Judge
 
 # %% ../nbs/03_tiny.ipynb #179c4d98
 GROUPS = {group: words.split() for group, words in dict(
