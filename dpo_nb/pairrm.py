@@ -179,9 +179,10 @@ def rank(self:PairRM,
     "Rank the responses of each instruction, in the batches that the journal was begun with."
     self.check(instructions)
     with first_process_first():
-        judge, begun = copy.copy(self), journal_settings(out)
+        judge, begun = copy.copy(self), journal_settings(out) if out else {}
         judge.batch_size = begun.get("group", self.batch_size)
-        if "max_tokens" in begun: judge.max_tokens = begun["max_tokens"]
+        if "max_tokens" in begun:
+            judge.max_tokens = begun["max_tokens"]
         if out and process().count > 1 and not process().number:
             Journal(out, Ranking, judge.identity(), shared=False)
     return Judge.rank(judge, instructions, responses, out)
@@ -207,8 +208,10 @@ def batches(
     "Batches of rows that have about the same length."
     out = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if out and (len(out[-1]) + 1) * lengths[i] <= max_tokens: out[-1].append(i)
-        else: out.append([i])
+        if out and (len(out[-1]) + 1) * lengths[i] <= max_tokens:
+            out[-1].append(i)
+        else:
+            out.append([i])
     return out
 
 # %% ../nbs/20_pairrm.ipynb #1f271623
