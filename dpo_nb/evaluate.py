@@ -11,8 +11,6 @@ __all__ = ['ENOUGH', 'complete', 'side_by_side', 'check_completions', 'Compariso
 import warnings
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from .records import abridged, digest, fingerprint, Instruction, plural, Ranking, Response
 from .journal import rows_so_far, wait_for_all
 from .judging import Judge, PER_RESPONSE
@@ -151,7 +149,7 @@ def check_comparison(
         raise ValueError(f"two models are compared, as {{'base': …, 'tuned': …}}; found "
                          f"{abridged(completions)}")
     if not isinstance(judge, Judge):
-        raise ValueError(f"the judge must be a `Judge`, such as `Oracle()` or `PairRM(…)`; found {abridged(judge)}")
+        raise ValueError(f"the judge must be a `Judge`, such as `Oracle()`; found {abridged(judge)}")
     if not instructions:
         raise ValueError("there is no instruction to compare on. Draw some with `unseen`.")
     trained = traces(seen).keys()
@@ -248,8 +246,8 @@ def change(
     digits:int=2, # After the point
 )->str: # "score 3.71 → 4.45, …"
     "Each measure before and after."
-    rows = zip(m.index, m[m.columns[0]], m[m.columns[1]])
-    return ", ".join(f"{name} {a:z.{digits}f} → {b:z.{digits}f}" for name, a, b in rows)
+    before, after = (m[column].astype(float).round(digits) for column in m.columns[:2])
+    return ", ".join(f"{name} {before[name]:z.{digits}f} → {after[name]:z.{digits}f}" for name in m.index)
 
 def verdict(
     c:Comparison, # As from `compare`

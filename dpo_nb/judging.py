@@ -91,7 +91,7 @@ class Judge:
         responses:int, # To each
         prompt:int, # Tokens of each instruction
         response:int, # Tokens of each response
-    )->tuple[float,float]|None: # Bytes that are held at a time, with the judge's own model, and seconds; `None` = it cannot say
+    )->tuple[float,float]|None: # Bytes with the judge's own model, and seconds; `None` = it cannot say
         "What judging takes."
 
 # %% ../nbs/02_judging.ipynb #8ba80936
