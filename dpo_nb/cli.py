@@ -185,12 +185,12 @@ def replace_table(
     file:Path, # Where it goes
     folder:Path, # With its answers
 ):
-    "Write a table, and keep the one before."
+    "Write a table, and keep another one that was there."
     from dpo_nb.running import save_table
     half = folder/f"{file.name}.half"
     save_table(table, half)
     if process().number == 0:
-        if file.exists():
+        if file.exists() and file.read_bytes() != half.read_bytes():
             os.replace(file, folder/f"{file.name}.before")
         os.replace(half, file)
 
