@@ -92,7 +92,7 @@ class Rows:
     "The rows of a batch that are being written."
     def __init__(self,
         model, # Of `transformers`
-        prompts:list[list[int]], # Token ids; none may be empty
+        prompts:list[list[int]], # Token ids, none empty
     ):
         from transformers.cache_utils import DynamicCache, DynamicLayer
         self.model, self.cache = model, DynamicCache(config=model.config)
@@ -274,8 +274,8 @@ def plan(
 # %% ../nbs/16_generation.ipynb #e34dcf04
 BLOCK = 8 # Batches a block, at most
 
-def block_size(count:int, batch_size:int)->int: # Instructions in all, in a batch; in a block
-    "Eight batches, or as many as a quarter of the instructions needs."
+def block_size(count:int, batch_size:int)->int:
+    "Instructions a block: eight batches, or what a quarter of all needs."
     return batch_size * max(1, min(BLOCK, math.ceil(count / 4 / batch_size)))
 
 # %% ../nbs/16_generation.ipynb #c00687bb
@@ -294,7 +294,7 @@ def _write_block(lm, n, batch_size, seed, max_new_tokens, sampling, block, bar):
 
 # %% ../nbs/16_generation.ipynb #a2914006
 def _write_missing(blocks, n, write, journal):
-    "Write each block that has a response missing; all responses, by key."
+    "Write the blocks that miss a response; all responses, by key."
     done = journal.rows if journal else {}
     todo = [b for b in blocks if any((i.id, k) not in done for i, _ in b for k in range(n))]
     if journal:
@@ -341,7 +341,7 @@ def check_instructions(instructions:list):
 
 # %% ../nbs/16_generation.ipynb #7d9d401a
 def prompt_ids(lm:LM, instructions:list[Instruction], max_new_tokens:int)->list[list[int]]:
-    "The prompts as token ids; a response must fit behind each."
+    "The prompts as token ids, checked."
     check_whole(lm)
     prompts = []
     for i in instructions:
