@@ -30,23 +30,20 @@ class Tree(NamedTuple):
     @property
     def scored(self): return [n for n, label in enumerate(self.label) if label != NO_LABEL]
 
-def common_length(
-    a:list[int],
-    b:list[int],
-)->int:
+def common_length(a:list[int], b:list[int])->int:
     "How many tokens two rows begin with in common."
     return next((k for k, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 # %% ../nbs/15_prefix.ipynb #3d4ef5f6
 def make_tree(
     rows:list[list[int]], # Token ids, at least one each
-    starts:list[int], # For each row, its first token that is scored: the length of its prompt
+    starts:list[int], # The first scored token of each row: the length of its prompt
 )->Tree:
     "The tree of some rows."
     ids, depth, end, label, places = [], [], [], [], [None] * len(rows)
     path, before = [], []
     for r in sorted(range(len(rows)), key=rows.__getitem__):
-        row, first = rows[r], max(starts[r], 1) # Before the first token stands nothing that could score it
+        row, first = rows[r], max(starts[r], 1)
         same = common_length(before, row)
         taken = (k - 1 for k in range(first, min(same + 1, len(row)))
                  if label[path[k - 1]] not in (NO_LABEL, row[k]))
@@ -66,19 +63,19 @@ def make_tree(
 # %% ../nbs/15_prefix.ipynb #2ca9d416
 def tree_mask(
     end:torch.Tensor, # (tokens,), as in `Tree`
-)->torch.Tensor: # (tokens, tokens): whether the row's token sees the column's
-    "Which tokens are ancestors of which."
+)->torch.Tensor: # (tokens, tokens)
+    "Whether the row's token sees the column's."
     n = torch.arange(len(end), device=end.device)
     return (n[None, :] <= n[:, None]) & (n[:, None] < end[None, :])
 
 # %% ../nbs/15_prefix.ipynb #f112f7f4
 def pack(
     rows:list[list[int]], # Token ids
-    max_tokens:int, # Of a bin; a longer row has a bin of its own
+    max_tokens:int, # Of a bin; a longer row has its own
 )->list[list[int]]: # For each bin, which rows
-    "Divide rows into as few bins as possible, of like size."
+    "As few bins as possible, of like size."
     order = sorted(range(len(rows)), key=rows.__getitem__)
-    new = [len(rows[r]) - common_length(rows[before], rows[r]) + 1 # One more, in case it opens again
+    new = [len(rows[r]) - common_length(rows[before], rows[r]) + 1 # It may open again
            for before, r in zip(order, order[1:])]
     def fill(limit):
         bins, size = [], math.inf
@@ -98,7 +95,7 @@ def pack(
 # %% ../nbs/15_prefix.ipynb #950ea963
 def forward_inputs(
     tree:Tree,
-    model, # Of `transformers`
+    model,
 )->dict: # `input_ids`, `position_ids`: (1, tokens); `attention_mask`: (1, 1, tokens, tokens)
     "A tree as a model takes it."
     row = lambda values: torch.tensor([values], device=model.device)
@@ -108,43 +105,39 @@ def forward_inputs(
     return dict(input_ids=row(tree.ids), position_ids=row(tree.depth), attention_mask=mask, use_cache=False)
 
 # %% ../nbs/15_prefix.ipynb #932b24d6
-def without_adapter(
-    model, # Of `transformers`, or a `PeftModel` around one
-): # The model of `transformers`
-    "The model below an adapter."
+def without_adapter(model):
+    "The model below an adapter, if it has one."
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 def why_not_shared(
-    model, # Of `transformers`
+    model, # Without adapter
     longest:int=0, # Tokens of the longest row
-)->str: # Empty = they can be shared
+)->str: # Empty if they can
     "Why the prefixes of a batch cannot be shared."
     config, takes = model.config.get_text_config(), inspect.signature(type(model).forward).parameters
-    layers, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
-    reasons = {
-        "its attention takes no mask": config._attn_implementation not in ("sdpa", "eager"),
-        "it takes no positions": "position_ids" not in takes,
-        "it has layers other than attention": {*(layers or [])} - {"full_attention", "sliding_attention"},
-        "its attention slides, and a row is longer": longest > (window or math.inf)}
-    return next((why for why, so in reasons.items() if so), "")
+    window = getattr(config, "sliding_window", None) or math.inf
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return "its attention takes no mask"
+    if "position_ids" not in takes:
+        return "it takes no positions"
+    if {*(getattr(config, "layer_types", None) or [])} - {"full_attention", "sliding_attention"}:
+        return "it has layers other than attention"
+    return "its attention slides, and a row is longer" if longest > window else ""
 
 # %% ../nbs/15_prefix.ipynb #9109d306
-def keep_positions(
-    model, # Of `transformers`
-    places:list[int], # Of tokens
-): # A context
-    "Let the layers of a model hand on these tokens only to its head."
+def keep_positions(model, places:list[int]):
+    "A context in which only the tokens in these places reach the head of a model."
     def keep(module, inputs, outputs): outputs.last_hidden_state = outputs.last_hidden_state[:, places]
     return model.base_model.register_forward_hook(keep)
 
 # %% ../nbs/15_prefix.ipynb #7ab57ac5
 @torch.no_grad()
 def row_logps(
-    model, # Of `transformers`, or a `PeftModel` around one
-    rows:list[list[int]], # Token ids
-    starts:list[int], # For each row, its first token that is scored
+    model, # With or without adapter
+    rows:list[list[int]], # As in `make_tree`
+    starts:list[int],
 )->list[torch.Tensor]: # For each row: (scored tokens,), float32
-    "Log-probability of each scored token, given all that stand before it in its row."
+    "Log-probability of each scored token, given all before it in its row."
     base, found = without_adapter(model), [None] * len(rows)
     shared = not why_not_shared(base, max(map(len, rows), default=0))
     for b in pack(rows, 1024 if shared else 0):
@@ -165,14 +158,14 @@ def row_logps(
 class Score(NamedTuple):
     "How probable a completion is, given its prompt."
     logp:float # Summed over its tokens
-    n_tokens:int # Of the completion, the end token included
+    n_tokens:int # With the end token
 
 def score(
-    lm:LM, # The model
-    prompts:list[list[dict]], # A conversation that ends with the user's turn for each completion
+    lm:LM,
+    prompts:list[list[dict]], # A conversation for each completion; it ends with the user's turn
     completions:list[str], # What the assistant might say
     finished:bool=True, # Whether the end token is scored too
-)->list[Score]: # In the order of the completions
+)->list[Score]:
     "The log-probability of each completion."
     check_whole(lm)
     encoded = [lm.encode(p, c, finished) for p, c in zip(prompts, completions, strict=True)]
@@ -187,8 +180,8 @@ def score(
 # %% ../nbs/15_prefix.ipynb #395e8750
 def read_padded(
     batch:dict, # `input_ids`, `attention_mask`, `labels`: (batch, length)
-)->tuple[list,list]: # Rows, and of each `{scored token: column of its output}`
-    "The rows of a padded batch."
+)->tuple[list,list]:
+    "The rows of a padded batch, and of each `{scored token: column of its output}`."
     rows, scored = [], []
     parts = (batch[name].tolist() for name in ("input_ids", "attention_mask", "labels"))
     for ids, mask, labels in zip(*parts):
@@ -199,8 +192,8 @@ def read_padded(
 
 def to_padded_batch(
     outputs:list, # `FusedCausalLMOutput` of each bin, with fields of (1, scored tokens)
-    at:torch.Tensor, # (batch, length - 1): which scored token of all bins; -1 = none
-): # `FusedCausalLMOutput` with fields of (batch, length - 1)
+    at:torch.Tensor, # (batch, length - 1): scored token of all bins; -1 = none
+):
     "The outputs of all bins as those of the padded batch."
     fields = {}
     for name, first in outputs[0].items():
@@ -210,11 +203,8 @@ def to_padded_batch(
     return type(outputs[0])(**fields)
 
 # %% ../nbs/15_prefix.ipynb #39a77cc0
-def largest_over_processes(
-    model, # As in `is_sharded`
-    number:float, # Of this process
-)->float:
-    "The largest number among the processes that a model is sharded over."
+def largest_over_processes(model, number:float)->float:
+    "The largest number of all processes that a model is sharded over."
     if is_sharded(model):
         number = torch.tensor(float(number), device=model.device)
         torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
@@ -222,13 +212,13 @@ def largest_over_processes(
 
 # %% ../nbs/15_prefix.ipynb #79fc2c23
 def shared_forward(
-    model, # Of `transformers`
+    model, # Without adapter
     usual, # Its forward, with TRL's head
     max_tokens:int, # Of a bin
-    *args, # What the forward is given
+    *args,
     **how,
-): # What the usual forward gives
-    "The forward of a model on shared prefixes, where it is asked for the log-probabilities of labels."
+):
+    "What the usual forward gives, with shared prefixes where it scores labels."
     if not how.get("fused_lm_head") or how.get("labels") is None:
         return usual(*args, **how)
     rows, scored = read_padded(how)
