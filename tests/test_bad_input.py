@@ -729,7 +729,7 @@ adapter("an adapter without one of its layers", "adapter is damaged, or does not
 adapter("an adapter of another rank than its configuration says", "adapter is damaged, or does not fit … size mismatch … Fetch it again", adapter_config__json=config(r=16))
 adapter("an adapter whose base.json is cut", "adapter/base.json is damaged … Fetch or train the adapter again", base__json=half)
 adapter("an adapter whose base.json is another object", "adapter/base.json is damaged … Fetch or train the adapter again", base__json=b"{}")
-adapter("an adapter that was begun by PiSSA", "adapter has taken a part of its model's weights (init_lora_weights: 'pissa') … Save it", adapter_config__json=config(init_lora_weights="pissa"))
+adapter("an adapter that was begun by PiSSA", "adapter has a part of its model's weights (init_lora_weights: 'pissa') … Convert it", adapter_config__json=config(init_lora_weights="pissa"))
 adapter("an adapter of another model", "adapter was trained on tiny … model has the weights … Load the model that it was trained on",
         lambda: (copy(tiny_path("policy"), Path(SHELF.name)/"model", {"model.safetensors": tensors(lambda t: {k: v + 1 for k, v in t.items()})}), load_adapter(replace_name(load_lm(Path(SHELF.name)/"model", device="cpu")), "adapter")))
 adapter("an adapter of another model, and nothing that says of which", "adapter is damaged, or does not fit … layers. … load its own model",
@@ -741,7 +741,7 @@ adapter("a merge into a model that is not there", "no/model has no config.json �
 
 def replace_name(lm): lm.name = "model"; return lm
 
-@case(ADAPTERS, "a pickle in place of an adapter's safetensors", "adapter has only adapter_model.bin, a pickle … Save it as safetensors")
+@case(ADAPTERS, "a pickle in place of an adapter's safetensors", "adapter has its weights in a pickle … Save them as safetensors")
 def _(): copy(trained()/"adapter", "adapter", {"adapter_model.safetensors": None}); write("adapter/adapter_model.bin", b"PK"); return lambda: load_adapter(lm(), "adapter")
 
 @case(ADAPTERS, "the folder of a training in place of its adapter", "run has no adapter_config.json … Give the folder `adapter` of a training")
