@@ -18,7 +18,7 @@ from .models import best_device, best_dtype, check_device, why_not
 from .prefix import forward_inputs, grow, NO_LABEL, pack, share_prefixes, Tree, why_not_shared
 from .generation import Rows
 from .counting import held, pretending, Takes, Tally
-from .adapters import linear_layers, lora_config, without_future_warnings
+from .adapters import linear_layers, lora_config, quiet
 
 # %% ../nbs/72_costs.ipynb #9e17795e
 def model_config(
@@ -101,7 +101,7 @@ def depths(
     return (2, 3) if alike and size(2) + (size(3) - size(2)) * (count - 2) == held(shape.model) else (count,)
 
 # %% ../nbs/72_costs.ipynb #b36290f5
-@without_future_warnings()
+@quiet()
 def add_adapter(
     model, # A causal language model; it is changed
     r:int, # Rank
@@ -118,7 +118,7 @@ def prepare_adapter(
         if p.requires_grad: p.data = p.data.float(); p.grad = torch.zeros_like(p)
 
 # %% ../nbs/72_costs.ipynb #a4851301
-@without_future_warnings()
+@quiet()
 def rehearse_at(
     shape:Shape,
     layers:int, # How many the model has
@@ -265,7 +265,7 @@ def recite(
     return tally.takes()
 
 # %% ../nbs/72_costs.ipynb #c5514bf8
-@without_future_warnings()
+@quiet()
 def checkpointed(
     model, # With an adapter; it is changed
     checkpointing:bool, # Whether its layers are computed again

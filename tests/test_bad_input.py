@@ -657,7 +657,7 @@ training("pairs whose two sides are the same", "no pair can be trained on … ch
 training("pairs whose chosen side is empty", "no pair can be trained on … the chosen response is empty … Give other pairs", (pair(chosen=""),))
 training("only pairs that are longer than max_length", "no pair can be trained on … 17 tokens, and at most 8 fit … a larger max_length", max_length=8)
 training("a response of 1 MB", "no pair can be trained on … 540,012 tokens, and at most 512 fit", (pair(chosen="2 + 3 = 5. " * 90_000),), max_length=None)
-training("LoRA targets that match nothing", "no linear layer called c_attn … Give some of down_proj … as `targets`", targets=["c_attn"])
+training("LoRA targets that match nothing", "no linear layer is called c_attn … Give some of down_proj … as `targets`", targets=["c_attn"])
 training("a rank of 0", "lora_r must be a whole number above 0; found 0", lora_r=0)
 training("a rank as text", "lora_r must be a whole number … found '16'", lora_r="16")
 training("a learning rate of 0", "learning_rate must be a number above 0; found 0.0", learning_rate=0.)
