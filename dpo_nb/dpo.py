@@ -21,7 +21,7 @@ from .models import LM, threads_for
 from .preferences import check_rows
 from .losses import tokenize_pairs
 from .adapters import as_it_was, check_shape, instruction_traces, load_start, lora_config
-from .adapters import past, quiet, read_base, save_adapter, Tuned
+from .adapters import read_base, save_adapter, trained_on, Tuned, without_future_warnings
 from .health import Alarm, Health, logged_alarms, logged_steps, plot_curves
 from .trainer import add_reference_logps, check_packing, checkpoints, dpo_config, keep_two
 from .trainer import make_trainer, newest
@@ -160,7 +160,7 @@ def make_room(
             file.unlink()
 
 # %% ../nbs/44_dpo.ipynb #2400df68
-@quiet()
+@without_future_warnings()
 def run_training(
     trainer, # From `make_trainer`
     checkpoint:Path|None=None, # To go on from
@@ -217,7 +217,7 @@ def learn(
     base, start, lora = check_start(lm, settings["lora_r"], settings["lora_alpha"], settings["targets"])
     config = dpo_config(base, out/"checkpoints", **{name: settings[name] for name in SHARED}, **dpo)
     tokens, dropped = tokenize_pairs(base, rows, settings["max_length"])
-    instructions = {**past(lm), **seen, **instruction_traces(rows)}
+    instructions = {**trained_on(lm), **seen, **instruction_traces(rows)}
     with as_it_was(base.model), threads_for(base.model):
         trainer = make_trainer(base, tokens, config, lora, health, start)
         held_to = reference_settings(lm, settings)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from .journal import process, write_atomically
 from .models import LM
 from .generation import next_turn, read_response, sample, uniforms, Written
-from .adapters import quiet
+from .adapters import without_future_warnings
 
 # %% ../nbs/42_health.ipynb #129e96d6
 def plot_curves(
@@ -188,7 +188,7 @@ def look(self:Health,
     model = self.trainer.model
     training = model.training
     model.eval()
-    with self.trainer.accelerator.autocast(), quiet():
+    with self.trainer.accelerator.autocast(), without_future_warnings():
         for _ in sample(model, self.prompts, 1, len(self.prompts), written):
             pass
     model.train(training)

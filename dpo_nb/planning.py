@@ -21,7 +21,7 @@ from .generation import pick, Rows
 from .costs import FAKE, fake_forward, Machine, make_fake, Tally, this_machine
 from .judges import load_judge
 from .preferences import RULES
-from .adapters import linear_layers, lora_config, quiet
+from .adapters import linear_layers, lora_config, without_future_warnings
 from .trainer import Groups, REFERENCE
 from .evaluate import complete
 from .settings import as_kept, Recipe
@@ -88,7 +88,7 @@ def head_on(machine): # A context
 # %% ../nbs/73_planning.ipynb #f81779ee
 REHEARSED = {} # What was counted already
 
-@quiet()
+@without_future_warnings()
 def rehearse(
     machine:Machine, # Whose speeds count
     model:tuple, # `config`, `dtype` and `quantization` of `fake_lm`

@@ -8,7 +8,7 @@ __all__ = ['RULES', 'CHUNK', 'FATES', 'PAIR_FILES', 'SIDES', 'all_pairs', 'best_
            'check_request', 'make_pairs', 'read_settings', 'check_folder', 'save_pairs', 'read_table', 'load_pairs',
            'find_sides', 'read_pair', 'check_rows', 'load_preferences']
 
-# %% ../nbs/30_preferences.ipynb #82cd4090
+# %% ../nbs/30_preferences.ipynb #179c8e25
 import hashlib, json, os
 from dataclasses import dataclass
 from itertools import chain
@@ -20,7 +20,7 @@ from fastcore.basics import chunked
 from .records import abridged, digest, Instruction, plural, printable, Ranking, Response
 from .journal import differences, naming_file, renamed, write_atomically
 from .judging import check_ranking, group_responses
-from .files import clean_messages, numbered, one_answer, open_dataset, read_file
+from .files import clean_messages, one_answer, open_dataset, read_file
 
 # %% ../nbs/30_preferences.ipynb #bd31bcbd
 def all_pairs(
@@ -32,49 +32,48 @@ def all_pairs(
     judged = [(i, s) for i, s in enumerate(scores) if s is not None]
     return [(i, j) for i, s in judged if may_win[i] for j, t in judged if s - t > margin]
 
-# %% ../nbs/30_preferences.ipynb #e3944e18
+# %% ../nbs/30_preferences.ipynb #f293d282
 def best_rest(scores, may_win, margin=0.)->list[tuple[int,int]]: # As `all_pairs`
     "The best response against every other one."
     pairs = all_pairs(scores, may_win, margin)
-    best = max((i for i, _ in pairs), key=lambda i: (scores[i], -i), default=None)
-    return [(i, j) for i, j in pairs if i == best]
+    best = max(pairs, key=lambda pair: scores[pair[0]], default=None)
+    return [pair for pair in pairs if pair[0] == best[0]]
 
-# %% ../nbs/30_preferences.ipynb #692486de
+# %% ../nbs/30_preferences.ipynb #d1434fee
 def best_worst(scores, may_win, margin=0.)->list[tuple[int,int]]: # As `all_pairs`; at most one
     "The best response against the worst."
     pairs = best_rest(scores, may_win, margin)
-    return sorted(pairs, key=lambda pair: (scores[pair[1]], pair[1]))[:1]
+    return sorted(pairs, key=lambda pair: scores[pair[1]])[:1]
 
 RULES = dict(best_worst=best_worst, best_rest=best_rest, all=all_pairs)
 
-# %% ../nbs/30_preferences.ipynb #022fb84d
+# %% ../nbs/30_preferences.ipynb #2830c5ed
 def merge_copies(
-    texts:list[str], # The responses
-    scores:list[float|None], # The judge's, one a response
-    finished:list[bool], # Which of them ended by themselves
-)->list[float|None]: # One score for each text that was judged, and `None` for its other copies
+    texts:list[str],
+    scores:list[float|None], # The judge's
+    finished:list[bool], # Which ended by themselves
+)->list[float|None]: # One score for each text that was judged, `None` for its other copies
     "One score a text."
-    copies = {}
-    for i, score in enumerate(scores):
-        if score is not None:
-            copies.setdefault(texts[i].strip(), []).append(i)
-    merged = [None] * len(scores)
-    for same in copies.values():
+    texts = [text.strip() for text in texts]
+    merged = [None] * len(texts)
+    judged = [i for i, score in enumerate(scores) if score is not None]
+    for text in {texts[i] for i in judged}:
+        same = [i for i in judged if texts[i] == text]
         first = min(same, key=lambda i: not finished[i])
-        merged[first] = scores[first] if len(same) == 1 else mean(scores[i] for i in same)
+        merged[first] = mean(scores[i] for i in same)
     return merged
 
-# %% ../nbs/30_preferences.ipynb #15fdc881
+# %% ../nbs/30_preferences.ipynb #0e6e402b
 def fate(
     i:int, # Which response; it was judged
     pairs:list[tuple[int,int]], # The pairs of its instruction
     scores:list[float|None], # One a text, from `merge_copies`
     may_win:list[bool], margin:float=0., # As in `all_pairs`
-)->str: # One of the words that the funnel counts
+)->str: # See the table
     "What became of a response."
     if scores[i] is None:
         return "same text as another"
-    sides = [side for k, side in enumerate(("chosen", "rejected")) if i in [pair[k] for pair in pairs]]
+    sides = [side for side, used in zip(("chosen", "rejected"), zip(*pairs)) if i in used]
     if sides:
         return " and ".join(sides)
     if any(i in pair for pair in all_pairs(scores, may_win, margin)):
@@ -86,12 +85,10 @@ def fate(
         return "cut at the limit"
     return "only cut ones are better" if min(leads) < -margin else "tie"
 
-# %% ../nbs/30_preferences.ipynb #339a7431
+# %% ../nbs/30_preferences.ipynb #69c1345e
 def preference_row(
-    instruction:Instruction, # These three are as in `pairs_of`
-    responses:list[Response],
-    ranking:Ranking,
-    scores:list[float|None], # One a text, from `merge_copies`
+    instruction:Instruction, responses:list[Response], ranking:Ranking, # As in `pairs_of`
+    scores:list[float|None], # From `merge_copies`
     pair:tuple[int,int], # `(chosen, rejected)`
 )->dict: # See `preference_features`
     "One row of a preference dataset."
@@ -116,14 +113,14 @@ def preference_features(): # `datasets.Features`
         rejected=messages, rejected_score=score, rejected_finished=flag,
         responses=List(dict(text=text, score=score, finished=flag))))
 
-# %% ../nbs/30_preferences.ipynb #ca17ba2e
+# %% ../nbs/30_preferences.ipynb #d9505d10
 def pairs_of(
     instruction:Instruction, # What was asked
     responses:list[Response], # Its responses, by index
     ranking:Ranking|None, # Their ranking, if there is one
     rule, # One of `RULES`
     margin:float, allow_cut:bool, # As in `make_pairs`
-)->tuple[list[dict],list[tuple]]: # Rows of the dataset; what each response got, as in `FATES`
+)->tuple[list[dict],list[tuple]]: # Rows of the dataset; rows of the `FATES`
     "The pairs of one instruction."
     if ranking is None:
         return [], [(*r.key, None, "not judged") for r in responses]
@@ -166,14 +163,14 @@ class Pairs:
         counts = self.fates.fate.value_counts().rename("responses").to_frame()
         return counts.assign(share=(counts.responses / len(self.fates)).round(3))
 
-# %% ../nbs/30_preferences.ipynb #a4615717
+# %% ../nbs/30_preferences.ipynb #73e06d93
 def digest_rows(
-    rows, # Lists that JSON can hold, one after the other
+    rows, # What JSON can hold, one after the other
 )->str: # Their number and their digest
-    "The `digest` of rows that are never in memory as a whole."
+    "The `digest` of a list, of which one row at a time is in memory."
     whole, n = hashlib.sha256(b"["), 0
     for n, row in enumerate(rows, 1):
-        text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(row, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         whole.update(f"{',' * (n > 1)}{text}".encode())
     whole.update(b"]")
     return f"{n}, digest {whole.hexdigest()[:16]}"
@@ -197,7 +194,7 @@ def check_request(rankings, pairs, margin): # As in `make_pairs`
     if len({r.instruction_id for r in rankings}) < len(rankings):
         raise ValueError("an instruction is ranked more than once. Give the rankings of one judge.")
 
-# %% ../nbs/30_preferences.ipynb #2dc7abf0
+# %% ../nbs/30_preferences.ipynb #1646052f
 def make_pairs(
     instructions:list[Instruction], # What was asked
     responses:list[Response], # All responses
@@ -206,14 +203,14 @@ def make_pairs(
     margin:float=0., # A preference is a difference in score above this
     allow_cut:bool=False, # May a response that was cut at the limit be chosen?
 )->Pairs:
-    "Preference pairs from rankings; what is tied, unjudged, repeated or cut is counted, never a label."
+    "Preference pairs from rankings; what is tied, unjudged, repeated or cut is no label."
     import pandas as pd
     from datasets import Dataset
     from pyarrow import concat_tables
     check_request(rankings, pairs, margin)
-    ranked, rule = {r.instruction_id: r for r in rankings}, RULES[pairs]
+    ranked, how = {r.instruction_id: r for r in rankings}, (RULES[pairs], margin, allow_cut)
     groups = group_responses(instructions, responses)
-    judged = (pairs_of(i, rs, ranked.get(i.id), rule, margin, allow_cut) for i, rs in groups)
+    judged = (pairs_of(i, rs, ranked.get(i.id), *how) for i, rs in groups)
     withheld = [], [(*r.key, None, "withheld") for r in responses if r.withheld]
     tables, fates = zip(*map(as_columns, chunked(chain(judged, [withheld]), CHUNK)))
     table, fates = concat_tables(tables), pd.concat(fates, ignore_index=True)
@@ -224,12 +221,12 @@ def make_pairs(
     settings = pair_settings(responses, rankings, pairs, margin, allow_cut)
     return Pairs(Dataset(table, fingerprint=digest(settings)), fates, settings)
 
-# %% ../nbs/30_preferences.ipynb #f998122e
+# %% ../nbs/30_preferences.ipynb #27b13ed5
 PAIR_FILES = "settings.json", "pairs.parquet", "pairs.jsonl", "fates.csv"
 
 def read_settings(
-    folder:Path, # With pairs in it
-)->dict: # As in `Pairs.settings`
+    folder:Path,
+)->dict: # As in `Pairs`
     "What the pairs in a folder were made by."
     try:
         return renamed(json.loads((folder/"settings.json").read_text(encoding="utf-8")), {})
@@ -237,8 +234,7 @@ def read_settings(
         raise ValueError(f"{folder}/settings.json is missing or damaged. Use another folder.") from None
 
 def check_folder(
-    folder:Path, # Where pairs are to go
-    settings:dict, # As in `Pairs.settings`
+    folder:Path, settings:dict, # Of the pairs that are to go there
 ):
     "Refuse a folder that holds other pairs."
     if any((folder/name).exists() for name in PAIR_FILES):
@@ -246,10 +242,10 @@ def check_folder(
         if differ:
             raise ValueError(f"{folder} holds other pairs ({differ}). Rename it to make these.")
 
-# %% ../nbs/30_preferences.ipynb #af89f91c
+# %% ../nbs/30_preferences.ipynb #b497aac4
 def save_pairs(
-    pairs:Pairs, # What to keep
-    folder:str|Path, # Gets `pairs.parquet`, `pairs.jsonl`, `fates.csv` and `settings.json`
+    pairs:Pairs,
+    folder:str|Path, # Gets the `PAIR_FILES`
 )->Path: # The folder
     "Keep pairs and fates."
     from pyarrow import parquet
@@ -259,8 +255,8 @@ def save_pairs(
     table, fates = pairs.dataset.with_format("arrow"), pairs.fates
     rows = (row for some in table.iter(CHUNK) for row in some.to_pylist())
     write_atomically(folder/"pairs.jsonl", (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    lines = (fates[k:k + CHUNK].to_csv(index=False, header=not k) for k in range(0, len(fates), CHUNK))
-    write_atomically(folder/"fates.csv", lines)
+    parts = (fates[k:k + CHUNK].to_csv(index=False, header=not k) for k in range(0, len(fates), CHUNK))
+    write_atomically(folder/"fates.csv", parts)
     half = folder/"pairs.parquet.part" # Last: where it is, all is
     with naming_file(folder/"pairs.parquet"), open(half, "wb") as f:
         parquet.write_table(table[:], f)
@@ -294,13 +290,13 @@ def load_pairs(
     fates = csv.read_csv(folder/"fates.csv", convert_options=options).to_pandas().astype(FATES)
     return Pairs(Dataset(table, fingerprint=digest(settings)), fates, settings)
 
-# %% ../nbs/30_preferences.ipynb #f5469ecc
+# %% ../nbs/30_preferences.ipynb #c44a068f
 SIDES = dict(prompt="user", chosen="assistant", rejected="assistant") # Column → who says it
 
 def find_sides(
     row:dict, # In one of the three shapes
 )->dict: # `prompt`, `chosen`, `rejected`: messages, not checked yet
-    "The prompt and the two answers of a published pair."
+    "The sides of a published pair."
     sides = {column: row.get(column) for column in SIDES}
     for column, text in sides.items():
         if isinstance(text, str):
@@ -312,7 +308,7 @@ def find_sides(
         sides |= dict(prompt=chosen[:n], chosen=chosen[n:], rejected=rejected[n:]) if n else {}
     return sides
 
-# %% ../nbs/30_preferences.ipynb #42931402
+# %% ../nbs/30_preferences.ipynb #1d4539c7
 def read_pair(
     row:dict, # As in `find_sides`
     where:str="this pair", # For the error
@@ -320,7 +316,7 @@ def read_pair(
     "A pair that can be trained on."
     try:
         if not isinstance(row, dict):
-            raise ValueError(f"it must have `prompt`, `chosen` and `rejected`; found {abridged(row)}")
+            raise ValueError(f"it must have {', '.join(SIDES)}; found {abridged(row)}")
         pair = find_sides(row)
         for column, messages in pair.items():
             if not messages:
@@ -333,26 +329,26 @@ def read_pair(
         raise ValueError(f"{where}: {e}. Correct the row, or remove it.") from None
     return row | pair
 
-# %% ../nbs/30_preferences.ipynb #7586c461
+# %% ../nbs/30_preferences.ipynb #c730beb2
 def check_rows(
     dataset, # A `datasets.Dataset` or a list of rows
+    source:str="", # Where they are from, for the error
 )->list[dict]: # As from `read_pair`
     "The pairs of a training, each of them checked."
-    rows = [read_pair(row, f"row {n} (counted from 0)") for n, row in enumerate(dataset)]
+    rows = [read_pair(row, f"{source}row {n} (counted from 0)") for n, row in enumerate(dataset)]
     if not rows:
         raise ValueError("there is no pair to train on. Make some with `make_pairs`.")
     return rows
 
-# %% ../nbs/30_preferences.ipynb #84c5c77f
+# %% ../nbs/30_preferences.ipynb #100fd385
 def load_preferences(
-    source:str|Path, # A folder of `save_pairs`, a file, or a data set: "owner/name:split", "folder:split"
+    source:str|Path, # A folder of `save_pairs`, a file, "owner/name:split" or "folder:split"
 ): # `datasets.Dataset`, or a list of rows
     "Preference pairs from anywhere."
     path = Path(source)
     if (path/"settings.json").is_file():
         return load_pairs(path).dataset
     if path.is_file() and path.suffix != ".parquet":
-        rows = read_file(path)
-    else:
-        rows = numbered(read_table(path).to_pylist() if path.is_file() else open_dataset(str(source)))
-    return [read_pair(row, f"{source}, {place}") for place, row in rows]
+        return [read_pair(row, f"{source}, {place}") for place, row in read_file(path)]
+    rows = read_table(path).to_pylist() if path.is_file() else open_dataset(str(source))
+    return check_rows(rows, f"{source}, ")

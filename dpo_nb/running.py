@@ -25,7 +25,7 @@ from .endpoint import Endpoint
 from .generation import check_sampling, generate
 from .judges import load_judge, load_object
 from .preferences import make_pairs, Pairs, RULES, save_pairs
-from .adapters import adapter_folder, load_adapter, past, trained_on
+from .adapters import adapter_folder, load_adapter, trained_on
 from .trainer import check_fields
 from .dpo import check_numbers, check_reference, check_start, train_dpo, Training
 from .evaluate import compare, Comparison, complete, measures, plot_comparison
@@ -129,7 +129,7 @@ def draw_test(
     lm:LM|None=None, # As in `drawing_settings`
 )->Drawn: # None that was trained on, also not by what the recipe starts from, and none nearly so
     "The instructions to compare on."
-    seen = traces(seen) | (past(lm) if lm else {})
+    seen = traces(seen) | (trained_on(lm) if lm else {})
     return unseen(resolve(r).test_instructions, seen, r.num_test_instructions, **drawing_settings(r, lm))
 
 # %% ../nbs/71_running.ipynb #d6adeb72

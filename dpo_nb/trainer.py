@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .journal import disk_errors, Journal, own_part, process
 from .models import is_sharded, LM
 from .prefix import share_prefixes
-from .adapters import adapter_weights, four_bit, load_start, quiet, twin
+from .adapters import adapter_weights, four_bit_layers, load_start, twin, without_future_warnings
 from .health import Health
 
 # %% ../nbs/43_trainer.ipynb #2183e559
@@ -99,7 +99,7 @@ def dpo_config(
     dtype = lm.model.dtype if lm.device.type == "cuda" else None # Mixed precision is for GPUs
     usual = dict(bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16, use_cpu=lm.device.type == "cpu",
                  report_to="none", disable_tqdm=True, ddp_find_unused_parameters=False)
-    with quiet():
+    with without_future_warnings():
         config = DPOConfig(
             str(out), learning_rate=learning_rate, num_train_epochs=num_epochs, beta=beta, seed=seed,
             per_device_train_batch_size=batch_size, gradient_accumulation_steps=gradient_accumulation,
@@ -293,7 +293,7 @@ def check_packing(
     lm:LM, # What is to be trained
 ):
     "Refuse 4-bit weights that bitsandbytes has repacked for inference."
-    if any(getattr(m.weight.quant_state, "packing_format_for_cpu", False) for m in four_bit(lm.model)):
+    if any(getattr(m.weight.quant_state, "packing_format_for_cpu", False) for m in four_bit_layers(lm.model)):
         raise ValueError(f"the 4-bit weights of {lm.name} were repacked for answers, and have no gradient. "
                          "Load the model again to train it.")
 
@@ -311,7 +311,7 @@ def make_groups(
     return groups
 
 # %% ../nbs/43_trainer.ipynb #f3406008
-@quiet()
+@without_future_warnings()
 def make_trainer(
     lm:LM, # The model; it is not changed
     tokens, # `datasets.Dataset` from `tokenize_pairs`
@@ -323,7 +323,7 @@ def make_trainer(
     "The trainer of a new adapter on a twin of the model."
     from transformers import PrinterCallback
     model, tokenizer = twin(lm.model), copy.deepcopy(lm.tokenizer)
-    for layer in four_bit(model):
+    for layer in four_bit_layers(model):
         layer.support_avx512bf16_for_cpu = False
     config.save_only_model = is_sharded(model) # Or `transformers` refuses: it has sharded optimizers in mind
     how = dict(train_dataset=tokens, processing_class=tokenizer, peft_config=lora)
@@ -355,7 +355,7 @@ class Reference:
     def key(self): return (self.row,)
 
 # %% ../nbs/43_trainer.ipynb #a85c9d68
-@quiet()
+@without_future_warnings()
 @torch.no_grad()
 def add_reference_logps(
     trainer, # From `make_trainer`, before its first step

@@ -605,14 +605,14 @@ def pairs(given, name, content, says):
     @case(PAIRS, given, says)
     def _(): write(name, content); return lambda: load_preferences(name)
 
-pairs("pairs in a .txt file", "pairs.txt", "Why?\n", "pairs.txt, line 1: it must have `prompt`, `chosen` and `rejected`; found 'Why?'")
+pairs("pairs in a .txt file", "pairs.txt", "Why?\n", "pairs.txt, line 1: it must have prompt, chosen, rejected; found 'Why?'")
 pairs("an empty file of pairs", "pairs.jsonl", "", "pairs.jsonl has no rows … Fill it")
 pairs("pairs without a rejected side", "pairs.jsonl", lines(dict(prompt="Why?", chosen="So.")), "pairs.jsonl, line 1: no `rejected` among prompt, chosen, or it is empty. Correct the row")
 pairs("a CSV file of pairs with other names", "pairs.csv", "frage,gut,schlecht\nWhy?,So.,No.\n", "pairs.csv, line 2: no `prompt` among frage, gut, schlecht, or it is empty. Correct the row")
 pairs("a pair whose prompt is null", "pairs.jsonl", lines(GOOD, GOOD | dict(prompt=None)), "pairs.jsonl, line 2 … `prompt` … Correct the row")
 pairs("a pair whose prompt is blank", "pairs.jsonl", lines(GOOD, GOOD | dict(prompt=" ")), "pairs.jsonl, line 2 … `prompt` must end with what the user says … Correct the row")
 pairs("a pair whose chosen side is NaN", "pairs.jsonl", lines(GOOD | dict(chosen=math.nan)), "pairs.jsonl, line 1 … `chosen` must be … found nan … Correct the row")
-pairs("a pair that is a list", "pairs.jsonl", lines(["Why?", "So.", "No."]), "pairs.jsonl, line 1: it must have `prompt`, `chosen` and `rejected`; found ['Why?'")
+pairs("a pair that is a list", "pairs.jsonl", lines(["Why?", "So.", "No."]), "pairs.jsonl, line 1: it must have prompt, chosen, rejected; found ['Why?'")
 pairs("a prompt that ends with the assistant", "pairs.jsonl", lines(GOOD | dict(prompt=[turn("Hi"), turn("Hello", "assistant")])), "pairs.jsonl, line 1 … `prompt` must end with what the user says … Correct the row")
 pairs("a chosen side with two turns", "pairs.jsonl", lines(GOOD | dict(chosen=[turn("So.", "assistant"), turn("Who?")], rejected=[turn("No.", "assistant")])), "pairs.jsonl, line 1 … `chosen` must be one message … assistant, user … Earlier turns belong to `prompt`")
 pairs("a parquet file of pairs that is cut", "pairs.parquet", b"PAR1" + bytes(40), "pairs.parquet cannot be read … again")
@@ -650,14 +650,14 @@ def training(given, says, rows=(pair(),), new="-", **settings):
     def _(): return lambda: train_dpo(lm(), list(rows) if isinstance(rows, tuple) else rows, "run", **(dict(lora_r=2) | settings))
 
 training("no pairs", "no pair to train on … Make some with `make_pairs`", ())
-training("the name of a file in place of pairs", "row 0 (counted from 0): it must have `prompt`, `chosen` and `rejected`; found 'p'", "pairs.jsonl")
+training("the name of a file in place of pairs", "row 0 (counted from 0): it must have prompt, chosen, rejected; found 'p'", "pairs.jsonl")
 training("a pair without a chosen side among good ones", "row 1 (counted from 0): no `chosen` among … or it is empty. Correct the row, or remove it", (pair(), pair() | dict(chosen=None)))
 training("a prompt with a role that does not exist", "row 0 … 'bard' … Correct the row", (pair() | dict(prompt=[turn("Hi", "bard")]),))
 training("pairs whose two sides are the same", "no pair can be trained on … chosen and rejected are the same … Give other pairs", (pair(chosen="5.", rejected="5."),))
 training("pairs whose chosen side is empty", "no pair can be trained on … the chosen response is empty … Give other pairs", (pair(chosen=""),))
 training("only pairs that are longer than max_length", "no pair can be trained on … 17 tokens, and at most 8 fit … a larger max_length", max_length=8)
 training("a response of 1 MB", "no pair can be trained on … 540,012 tokens, and at most 512 fit", (pair(chosen="2 + 3 = 5. " * 90_000),), max_length=None)
-training("LoRA targets that match nothing", "no linear layer called c_attn … Give some of down_proj … as `targets`", targets=["c_attn"])
+training("LoRA targets that match nothing", "no linear layer is called c_attn … Give some of down_proj … as `targets`", targets=["c_attn"])
 training("a rank of 0", "lora_r must be a whole number above 0; found 0", lora_r=0)
 training("a rank as text", "lora_r must be a whole number … found '16'", lora_r="16")
 training("a learning rate of 0", "learning_rate must be a number above 0; found 0.0", learning_rate=0.)
@@ -729,7 +729,7 @@ adapter("an adapter without one of its layers", "adapter is damaged, or does not
 adapter("an adapter of another rank than its configuration says", "adapter is damaged, or does not fit … size mismatch … Fetch it again", adapter_config__json=config(r=16))
 adapter("an adapter whose base.json is cut", "adapter/base.json is damaged … Fetch or train the adapter again", base__json=half)
 adapter("an adapter whose base.json is another object", "adapter/base.json is damaged … Fetch or train the adapter again", base__json=b"{}")
-adapter("an adapter that was begun by PiSSA", "adapter has taken a part of its model's weights (init_lora_weights: 'pissa') … Save it", adapter_config__json=config(init_lora_weights="pissa"))
+adapter("an adapter that was begun by PiSSA", "adapter has a part of its model's weights (init_lora_weights: 'pissa') … Convert it", adapter_config__json=config(init_lora_weights="pissa"))
 adapter("an adapter of another model", "adapter was trained on tiny … model has the weights … Load the model that it was trained on",
         lambda: (copy(tiny_path("policy"), Path(SHELF.name)/"model", {"model.safetensors": tensors(lambda t: {k: v + 1 for k, v in t.items()})}), load_adapter(replace_name(load_lm(Path(SHELF.name)/"model", device="cpu")), "adapter")))
 adapter("an adapter of another model, and nothing that says of which", "adapter is damaged, or does not fit … layers. … load its own model",
@@ -741,7 +741,7 @@ adapter("a merge into a model that is not there", "no/model has no config.json �
 
 def replace_name(lm): lm.name = "model"; return lm
 
-@case(ADAPTERS, "a pickle in place of an adapter's safetensors", "adapter has only adapter_model.bin, a pickle … Save it as safetensors")
+@case(ADAPTERS, "a pickle in place of an adapter's safetensors", "adapter has its weights in a pickle … Save them as safetensors")
 def _(): copy(trained()/"adapter", "adapter", {"adapter_model.safetensors": None}); write("adapter/adapter_model.bin", b"PK"); return lambda: load_adapter(lm(), "adapter")
 
 @case(ADAPTERS, "the folder of a training in place of its adapter", "run has no adapter_config.json … Give the folder `adapter` of a training")

@@ -39,7 +39,7 @@ def ask(hub, python, tmp_path):
         return json.loads(done.stdout), done.stderr
     return run
 
-LOADED = "past(load_lm(name, device='cpu'))"
+LOADED = "trained_on(load_lm(name, device='cpu'))"
 
 @pytest.mark.parametrize("name, seen", [("me/merged", SEEN), ("me/plain", {})])
 def test_what_a_model_of_the_hub_was_trained_on(hub, ask, name, seen):
