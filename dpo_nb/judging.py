@@ -90,7 +90,7 @@ class Judge:
 
     def __new__(cls, *args, **kwargs):
         self = super().__new__(cls)
-        self.made_by = partial(cls, *args, **kwargs)
+        self.made_by = partial(cls, *args, **kwargs) # Its class, and what it was made with
         return self
 
     def score(self,
@@ -108,12 +108,6 @@ class Judge:
         "Who judges."
         return self.name
 
-    def identity(self)->dict: # The settings of its journal
-        "What tells this judge from others; of a class of yours without `settings`, also its code."
-        cls = type(self)
-        known = cls.__module__.startswith("dpo_nb.") or cls.settings is not Judge.settings
-        return dict(judge=self.name) | ({} if known else dict(code=code_of(self.made_by))) | self.settings
-
     def cost(self,
         instructions:int, # How many
         responses:int, # To each
@@ -122,6 +116,14 @@ class Judge:
         free:float|None=None, # Bytes of a GPU that nothing else uses; `None` = on a CPU
     )->Cost|None: # `None` = it cannot say
         "What judging takes."
+
+# %% ../nbs/02_judging.ipynb #802ff036
+@patch
+def identity(self:Judge)->dict: # The settings of its journal
+    "What tells this judge from others."
+    cls = type(self)
+    known = cls.__module__.startswith("dpo_nb.") or cls.settings is not Judge.settings
+    return dict(judge=self.name) | ({} if known else dict(code=code_of(self.made_by))) | self.settings
 
 # %% ../nbs/02_judging.ipynb #8ba80936
 def group_responses(
