@@ -73,8 +73,7 @@ def way_on(
     says:str, # As from `hub_says`
 )->str:
     "What to do where the hub refuses."
-    token = ("give a token of https://huggingface.co/settings/tokens as HF_TOKEN, "
-             "in the environment or as a secret of Colab or Kaggle")
+    token = "set HF_TOKEN to a token of https://huggingface.co/settings/tokens"
     if says == "gated":
         return f"Do that at https://huggingface.co/{name}, and {token}."
     if says == "refused":
@@ -95,10 +94,9 @@ def find_file(
     folder = tiny_path("policy") if str(path) == "tiny" else Path(path)
     if folder.is_dir():
         return folder/file if (folder/file).exists() else None
-    fixed = revision and re.fullmatch(COMMIT, revision)
-    cached = fixed and try_to_load_from_cache(str(path), file, revision=revision)
-    if cached:
-        return Path(cached) if isinstance(cached, str) else None # A mark that there is none
+    if re.fullmatch(COMMIT, revision or ""):
+        if cached := try_to_load_from_cache(str(path), file, revision=revision):
+            return Path(cached) if isinstance(cached, str) else None # A mark that there is none
     try:
         return Path(hf_hub_download(str(path), file, revision=revision, token=hub_token()))
     except LocalEntryNotFoundError:

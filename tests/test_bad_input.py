@@ -564,7 +564,7 @@ def made(given, says, instructions=asked, responses=lambda: answers(), rankings=
     @case(PAIRS, given, says)
     def _(): return lambda: make_pairs(instructions(), responses(), rankings(), **how)
 
-made("a ranking of other texts", "the ranking of instruction a2b85a941ded7c13 by oracle is of other texts … Rename the file with the old rankings", responses=lambda: [replace(r, text=r.text + "!") for r in answers()])
+made("a ranking of other texts", "the ranking of instruction a2b85a941ded7c13 by oracle is of other texts … Rename the old file", responses=lambda: [replace(r, text=r.text + "!") for r in answers()])
 made("a ranking of fewer responses", "the ranking of instruction a2b85a941ded7c13 … is of other texts than these 4 … rank again", responses=lambda: [*answers(), replace(answers()[0], index=3)])
 made("rankings of two judges", "ranked more than once. Give the rankings of one judge", rankings=lambda: [*ranked(), replace(ranked()[0], judge="me")])
 made("a score that is NaN", "instruction a2b85a941ded7c13 … is nan … must be a finite number, or None", rankings=lambda: [Ranking(asked()[0].id, "me", [1., math.nan])])

@@ -113,7 +113,7 @@ def test_a_comparison_is_right_whatever_a_judge_gives(kind, tmp_path):
         assert list(c.table.outcome) == outcome and {"win", "loss"} <= {*outcome}
         m = measures(c)
         assert m.loc["length", "difference"] == m.loc["score", "difference"] == (c.table["tuned score"] - c.table["base score"]).mean()
-        assert all(check_ranking(r, [b.text, t.text]) for r, b, t in zip(c.rankings, *answers.values()))
+        for r, b, t in zip(c.rankings, *answers.values()): check_ranking(r, [b.text, t.text])
     assert [i.text for i in asked] == [i.text for i in TinyWorld().instructions("test")[:12]]
 
 class Sorts(Longest):
@@ -123,13 +123,16 @@ def test_a_judge_that_rearranges_what_it_is_given_is_refused():
     asked = TinyWorld().instructions("test")[:2]
     with pytest.raises(AttributeError, match="sort"): Sorts().rank(asked, [Response(i.id, k, "a" * k, 1, True) for i in asked for k in range(2)])
 
-EDITS = {("len(r.text)", "-len(r.text)"): "by_partial by_closure by_helper ByClass", ("SIGN = 1", "SIGN = -1"): "by_partial by_helper", ("return w *", "return -w *"): "by_partial by_helper",
-         ("partial(weighed, 1)", "partial(weighed, -1)"): "by_partial", ("times(1)", "times(-1)"): "by_closure"}
+ALL = "by_partial by_closure by_helper by_generator by_cache ByClass ByBase by_argument"
+EDITS = {("len(r.text)", "-len(r.text)"): ALL, ("SIGN = 1", "SIGN = -1"): "by_partial by_helper by_generator by_cache ByClass ByBase by_argument",
+         ("return w *", "return -w *"): "by_partial by_helper by_generator by_cache ByClass ByBase by_argument", ("partial(weighed, 1)", "partial(weighed, -1)"): "by_partial",
+         ("times(1)", "times(-1)"): "by_closure", ("* 7 for", "* -7 for"): "by_nested", ("w=DEFAULT", "w=-DEFAULT"): "by_default", ("ByArgument(1)", "ByArgument(2)"): "by_argument"}
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_old_and_new_scores_are_not_mixed(edit, tmp_path):
     code = """
-from functools import partial
+from collections import namedtuple
+from functools import cache, partial
 from dpo_nb import Judge
 SIGN = 1
 def weighed(w, i, r): return w * SIGN * len(r.text)
@@ -137,10 +140,21 @@ def times(w): return lambda i, r: w * len(r.text)
 by_partial = partial(weighed, 1)
 by_closure = times(1)
 def by_helper(i, r): return weighed(1, i, r)
+def by_generator(i, r): return sum(weighed(1, i, each) for each in [r])
+@cache
+def cached(text): return weighed(1, None, namedtuple("R", "text")(text))
+def by_cache(i, r): return cached(r.text)
+by_nested = lambda i, r: sum(len(x) * 7 for x in [r.text])
+DEFAULT = 3
+by_default = lambda i, r, w=DEFAULT: w * len(r.text)
 class ByClass(Judge):
     name = "own"
     def score(self, groups):
-        for i, rs in groups: yield [float(len(r.text)) for r in rs], {}
+        for i, rs in groups: yield [float(weighed(1, i, r)) for r in rs], {}
+class ByBase(ByClass): pass
+class ByArgument(ByClass):
+    def __init__(self, w): self.w = w
+by_argument = ByArgument(1)
 """
     names = EDITS[edit].split()
     asked = TinyWorld().instructions("test")[:2]
@@ -149,6 +163,7 @@ class ByClass(Judge):
     (tmp_path/"j.py").write_text(code)
     first = {name: rank(name) for name in names}
     assert all(rank(name) == first[name] for name in names)
+    assert code.count(edit[0])
     (tmp_path/"j.py").write_text(code.replace(*edit) + "\ndef another(i, r): return 1\n")
     for name in names:
         with pytest.raises(ValueError, match="other code"): rank(name)
