@@ -127,8 +127,7 @@ def judge_blind(
 )->list[Ranking]: # One an instruction, base first
     "What a judge says of the answers, whoever wrote them."
     orders = orders_of(instructions, answers, out)
-    hide = lambda r, place: replace(r, index=place, model="", sampling={}, seed=None)
-    shown = [[hide(pair[k], place) for place, k in enumerate(order)] for pair, order in zip(answers, orders)]
+    shown = [[replace(pair[k], index=place) for place, k in enumerate(order)] for pair, order in zip(answers, orders)]
     whole = [k for k, pair in enumerate(answers) if not any(r.withheld for r in pair)]
     made = judge.rank([instructions[k] for k in whole], [r for k in whole for r in shown[k]], out)
     texts = [[r.text for r in pair] for pair in answers]

@@ -80,7 +80,7 @@ def recipe_flags(
     from fastcore.docments import docments
     from dpo_nb.preferences import RULES
     choices = dict(pairs=[*RULES], reference=["base", "start"])
-    help = docments(LabelSettings) | docments(Recipe)
+    help = docments(Recipe) | docments(LabelSettings)
     for name in names:
         kind, read = flag_type(name)
         now = getattr(recipe, name)
