@@ -127,7 +127,8 @@ def judge_blind(
 )->list[Ranking]: # One an instruction, base first
     "What a judge says of the answers, whoever wrote them."
     orders = orders_of(instructions, answers, out)
-    shown = [[replace(pair[k], index=place) for place, k in enumerate(order)] for pair, order in zip(answers, orders)]
+    in_order = lambda pair, order: [replace(pair[k], index=place) for place, k in enumerate(order)]
+    shown = [*map(in_order, answers, orders)]
     whole = [k for k, pair in enumerate(answers) if not any(r.withheld for r in pair)]
     made = judge.rank([instructions[k] for k in whole], [r for k in whole for r in shown[k]], out)
     texts = [[r.text for r in pair] for pair in answers]
