@@ -133,10 +133,9 @@ def save_adapter(
     write_atomically(half/"base.json", json.dumps(base, sort_keys=True) + "\n")
     os.replace(half, folder)
 
-# %% ../nbs/41_adapters.ipynb #7088e718
+# %% ../nbs/41_adapters.ipynb #b523ae9a
 def read_base(
-    path:str|Path, # An adapter or a model: a folder, or a name on the hub
-    revision:str|None=None, # Commit or branch on the hub
+    path:str|Path, revision:str|None=None, # As in `trained_on`
 )->dict: # Empty where there is none: another program made the adapter, or it is a model as it came
     "What `base.json` says."
     file = find_file(path, "base.json", revision)
@@ -150,9 +149,9 @@ def read_base(
         raise ValueError(f"{file} is damaged, or of an early version. Fetch or train the adapter again.")
     return base
 
-# %% ../nbs/41_adapters.ipynb #7c05420f
+# %% ../nbs/41_adapters.ipynb #ff9a32f5
 def trained_on(
-    source:LM|str|Path, # A model, or where it or an adapter is: a folder, or a name on the hub
+    source:LM|str|Path, # A model, or the folder or hub name of a model or an adapter
     revision:str|None=None, # Commit or branch on the hub
 )->dict[str,list[int]]: # `Instruction.id` → hashes, as from `traces`; empty for a model as it came
     "Every instruction that something, and all that it came from, was trained on."
@@ -174,16 +173,16 @@ def instruction_traces(
     "Which instructions a data set is about."
     return traces([Instruction(clean_messages(row["prompt"], "prompt")) for row in dataset])
 
-# %% ../nbs/41_adapters.ipynb #177492f9
+# %% ../nbs/41_adapters.ipynb #744e828b
 def adapter_folder(
     path:str|Path, # A folder, or a name on the hub
-)->Path: # With the files of the adapter
+)->Path: # With its files
     "Where an adapter is."
     from huggingface_hub import snapshot_download
     folder, give = Path(path), "Give the folder `adapter` of a training, or a name on the hub."
     if not folder.is_dir():
+        wanted = [*ADAPTER, "base.json"]
         try:
-            wanted = [*ADAPTER, "base.json"]
             folder = Path(snapshot_download(str(path), allow_patterns=wanted, token=hub_token()))
         except (OSError, ValueError) as e:
             raise ValueError(f"{path} is no folder here, and {no_answer(e)}. {give}") from None
@@ -195,10 +194,9 @@ def adapter_folder(
             raise ValueError(f"{folder} has no {name}. {give}")
     return folder
 
-# %% ../nbs/41_adapters.ipynb #cbda368c
+# %% ../nbs/41_adapters.ipynb #68626927
 def check_base(
-    lm:LM, # The model
-    folder:Path, # Of the adapter
+    lm:LM, folder:Path, # The adapter's
 ):
     "Refuse an adapter of another model."
     base, weights = read_base(folder), lm.settings["weights"]
@@ -222,7 +220,7 @@ class Tuned(LM):
         self.base, self.adapter = base, adapter
         self.settings = base.settings | self.settings
 
-# %% ../nbs/41_adapters.ipynb #b257fa38
+# %% ../nbs/41_adapters.ipynb #60325803
 BEGINNINGS = True, False, None, "gaussian", "eva", "orthogonal" # Ways that leave the model as it is
 
 def attach_adapter(
@@ -248,7 +246,7 @@ def attach_adapter(
                          "Fetch it again, or load its own model.") from None
     if begun not in BEGINNINGS:
         raise ValueError(f"{folder} has a part of its model's weights (init_lora_weights: {begun!r}). "
-                         "Convert it where it was trained: PEFT's `path_initial_model_for_weight_conversion`.")
+                         "Convert it where it was made, by `path_initial_model_for_weight_conversion`.")
     return tuned
 
 # %% ../nbs/41_adapters.ipynb #c2a57bcc
@@ -265,10 +263,10 @@ def load_adapter(
     check_base(lm, folder)
     return Tuned(attach_adapter(twin(lm.model), folder), lm, folder, name or f"{lm.name}-dpo")
 
-# %% ../nbs/41_adapters.ipynb #262ccfd1
+# %% ../nbs/41_adapters.ipynb #36312c06
 def check_shape(
     lora, # From `lora_config`
-    start:Path, # The adapter to start from
+    start:Path, # As in `load_start`
 ):
     "Refuse an adapter of another shape than the one that would be trained."
     from peft import PeftConfig

@@ -317,7 +317,8 @@ def run_stages(
     responses = generation_stage(r, folder, lm, train)
     rankings = ranking_stage(r, folder, train, responses, lm)
     pairs = pair_stage(r, folder, train, responses, rankings)
-    say(f"DPO on {plural(len(pairs.dataset), 'pair')}")
+    there = ", already done" if (folder/"adapter").exists() else ""
+    say(f"DPO on {plural(len(pairs.dataset), 'pair')}{there}")
     training = training_stage(r, folder, lm, pairs.dataset, train)
     say(f"{training.modules} layers got an adapter: {training.trainable:,} parameters")
     say(f"base against tuned on {len(test)} unseen instructions")

@@ -142,10 +142,11 @@ def parse(
     more:dict[str,dict], # Other flags, as keywords of `add_argument`
 )->tuple[Recipe,argparse.Namespace]: # The recipe with the given values, and all flags
     "The flags of a script."
+    from dpo_nb.running import recipes
     usage = dict(prog=name, usage=f"{name} [--recipe NAME] [flags]", allow_abbrev=False)
     first = Flags(**usage, add_help=False)
     first.add_argument("--recipe", default=start, metavar="NAME",
-                       help=f"which recipe to start from, by name or as my_recipes.py:name [{start}]")
+                       help=f"where to start: {', '.join(recipes)}, or my_recipes.py:name [{start}]")
     recipe = find_start(name, first.parse_known_args(args)[0].recipe)
     parser = Flags(**usage, parents=[first], description=f"{about} Values in brackets are the recipe's.")
     for flag, how in more.items():

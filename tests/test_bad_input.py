@@ -765,11 +765,6 @@ def _():
 EVALUATION = "Evaluation"
 STAGES[EVALUATION] = "`compare`, and `dpo_evaluate`"
 
-class OneScore:
-    "A judge that does not do what a judge does."
-    name = "mine"
-    def rank(self, instructions, responses, out=None): return [Ranking(i.id, "mine", [1.]) for i in instructions]
-
 def answered(): return dict(base=[said_to(i, "Um.")[0] for i in asked()], tuned=[said_to(i, "Glad to help!")[0] for i in asked()])
 
 def comparison(given, says, instructions=asked, completions=answered, judge=Oracle, seen=list):
@@ -783,8 +778,7 @@ comparison("completions of one model alone", "two models are compared … found 
 comparison("completions of three models", "two models are compared … found {'base'", completions=lambda: answered() | dict(third=answered()["base"]))
 comparison("texts in place of completions", "the completions of 'base' must be `Response`s; found 'a' … Make them with `complete`", completions=lambda: dict(base=["a"] * 3, tuned=["b"] * 3))
 comparison("no instructions to compare on", "no instruction to compare on. Draw some with `unseen`", list, lambda: dict(base=[], tuned=[]))
-comparison("the name of a judge in place of the judge", "the judge must have `rank` … found 'oracle'", judge=lambda: "oracle")
-comparison("a judge that gives one score where two are compared", "the judge mine did not give two scores … a score or None for each", judge=OneScore)
+comparison("the name of a judge in place of the judge", "the judge must be a `Judge` … found 'oracle'", judge=lambda: "oracle")
 
 @case(EVALUATION, "a journal with rankings of other answers", "the ranking of instruction a2b85a941ded7c13 by oracle is of other texts … rank again")
 def _(): compare(asked(), answered(), Oracle(), [], "rankings.jsonl"); return lambda: compare(asked(), answered() | dict(tuned=answered()["base"]), Oracle(), [], "rankings.jsonl")

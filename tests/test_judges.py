@@ -53,12 +53,27 @@ def test_a_judge_that_asks_the_model_is_handed_the_one_in_memory(tmp_path):
     assert result.comparison.judge == "likely" and not result.comparison.table.outcome.eq("not judged").any()
     assert loaded[-1].name == "tiny" # The model of the run, and not its name
 
+SAYS = '''
+from dpo_nb import Judge
+
+class Says(Judge):
+    name = "says"
+    def cost(self, machine, instructions, responses, prompt, response): return 2**30, 3600. * instructions
+
+class Silent(Judge):
+    name = "silent"
+'''
+
 def test_a_plan_asks_the_judge_what_it_costs(tmp_path):
-    (tmp_path/"my_judges.py").write_text(FRESH)
-    machine = dpo_nb.T4
-    known, own = (dpo_nb.preflight(replace(recipes["tiny"], judge=judge, evaluator="oracle"), machine).table for judge in ("tiny", f"{tmp_path}/my_judges.py:answers_and_ends"))
-    assert known.hours["ranking"] > 0 and known.weights["ranking"] > own.weights["ranking"] > 0
-    assert math.isnan(own.hours["ranking"]) and own.hours["evaluation"] == known.hours["evaluation"] and own.fits.all() # It cannot say how long it takes
+    (tmp_path/"my_judges.py").write_text(FRESH + SAYS)
+    def ranking(judge):
+        r = replace(recipes["tiny"], judge=judge, evaluator="oracle", max_prompt_tokens=64, num_instructions=7)
+        return dpo_nb.preflight(r, dpo_nb.T4).table.loc["ranking"]
+    tiny, function, says, silent = map(ranking, ("tiny", *(f"{tmp_path}/my_judges.py:{name}" for name in ("answers_and_ends", "Says", "Silent"))))
+    assert tiny.hours > 0 and tiny.beside > 0
+    assert function.hours == function.beside == 0 and function.weights == tiny.weights > 0 # Next to nothing
+    assert says.hours == 7 and says.beside == 1
+    assert math.isnan(silent.hours) and silent.beside == 0 and silent.fits # It cannot say
 
 # Whatever a judge does with what it is given: a score belongs to the response in its place
 
@@ -181,7 +196,7 @@ def test_a_recipe_of_another_kind_holds_a_recipe(tmp_path):
     assert [r.run.path.name for r in (first, second)] == ["1", "2"] and first.comparison.table.equals(second.comparison.table)
     assert call("dpo_run", tmp_path/"again", "--recipe", f"{tmp_path}/my_recipes.py:twice") == (0, "") and (tmp_path/"again"/"2"/"adapter").is_dir()
     code, said = call("dpo_demo", "--recipe", f"{tmp_path}/my_recipes.py:twice")
-    assert code == 2 and "twice is a recipe of another kind (Twice)" in said
+    assert code == 2 and "twice is a recipe of another kind" in said
     assert call("dpo_generate", "--recipe", f"{tmp_path}/my_recipes.py:small", "--output_dir", tmp_path/"small") == (0, "")
 
 # The names at the top of the package
