@@ -27,7 +27,7 @@ from .judges import load_judge, load_object
 from .preferences import make_pairs, Pairs, RULES, save_pairs
 from .adapters import adapter_folder, load_adapter, trained_on
 from .trainer import check_fields
-from .dpo import check_numbers, check_reference, check_start, train_dpo, Training
+from .dpo import check_settings, split_start, train_dpo, Training
 from .evaluate import compare, Comparison, complete, measures, plot_comparison
 from .settings import as_kept, Recipe, resolve, Run
 
@@ -63,8 +63,7 @@ def check_values(
     if twice:
         raise ValueError(f"{min(twice)} is a setting of the recipe itself. Give it there, and not in dpo.")
     check_fields(r.dpo)
-    check_numbers(looks=r.looks)
-    check_reference(r.reference)
+    check_settings(r.reference, r.looks)
     if r.pairs not in RULES:
         raise ValueError(f"pairs is one of {', '.join(RULES)}; found {r.pairs!r}")
     if not 0 <= r.seed < 2**32:
@@ -178,7 +177,7 @@ def load_model(
     set_threads(r)
     base = load_lm(r.model, r.dtype, quantization=r.quantization, revision=r.revision, sharded=sharded)
     lm = load_adapter(base, r.adapter) if r.adapter else base
-    check_start(lm, r.lora_r, r.lora_alpha)
+    split_start(lm, r.lora_r, r.lora_alpha)
     return base, lm
 
 # %% ../nbs/71_running.ipynb #d78a6bfe

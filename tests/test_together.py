@@ -193,7 +193,7 @@ def test_a_sharded_model_is_trained_twice_and_does_nothing_else(tmp_path, unbrok
     job = subprocess.run([*map(str, TORCHRUN), sys.executable, "-c", AGAIN, unbroken("dpo_train")[0]/"pairs", tmp_path], capture_output=True, text=True, timeout=900)
     assert job.returncode == 0, job.stderr
     (stopped, *refused, fsdp, quantized), apart, left = ast.literal_eval(job.stdout)
-    assert stopped.startswith("stopped by an alarm") and all("sharded over processes" in said for said in refused) and "set by load_lm" in fsdp and "stored in quantized weights" in quantized
+    assert stopped.startswith("stopped by an alarm") and all("sharded over processes" in said for said in refused) and "set by train_dpo or load_lm" in fsdp and "stored in quantized weights" in quantized
     assert apart == 0 and left == []
     for name in ("parts", "again"):
         loss, weight = close(tmp_path/name, tmp_path/"whole")
