@@ -242,8 +242,8 @@ def sizes(
         return encoder_config(config, {}), *limits
     encoder = str(config.get("model_name"))
     if not encoder.endswith("deberta-v3-large"):
-        raise ValueError(f"{file} names no sizes, and its encoder is {encoder}, not microsoft/deberta-v3-large. "
-                         "Give llm-blender/PairRM.")
+        raise ValueError(f"{file} names no sizes, and its encoder is {encoder}, not "
+                         "microsoft/deberta-v3-large. Give llm-blender/PairRM.")
     return deberta_v3(128_100, 1024, 24, 4096), *limits
 
 # %% ../nbs/20_pairrm.ipynb #53631d67
