@@ -202,7 +202,7 @@ def withheld_message(withheld:list[Response])->str:
 def take_in_withheld(journal:Journal, make):
     "Move what `…_withheld.jsonl` says into the journal."
     old = journal.path.with_name(f"{journal.path.stem}_withheld.jsonl")
-    if process().number or renamed(journal_settings(old), journal.settings) != journal.settings:
+    if renamed(journal_settings(old), journal.settings) != journal.settings:
         return
     rows = [json.loads(line) for line in old.read_bytes().split(b"\n")[1:-1]]
     taken = [make((row["instruction_id"], row["index"]), Answer(withheld=row["reason"])) for row in rows]
@@ -210,10 +210,13 @@ def take_in_withheld(journal:Journal, make):
     old.unlink()
 
 # %% ../nbs/14_endpoint.ipynb #c5e14b63
-def _ask_missing(endpoint, questions, done, make, sampling, journal):
+def _ask_missing(endpoint, questions, make, sampling, journal):
+    if journal:
+        take_in_withheld(journal, make)
+    done = dict(journal.rows) if journal else {}
     todo = {k: q for k, q in questions.items() if k not in done}
     if not todo:
-        return
+        return done
     def keep(key, answer):
         done[key] = make(key, answer)
         if answer.withheld:
@@ -227,6 +230,7 @@ def _ask_missing(endpoint, questions, done, make, sampling, journal):
     counts = dict(total=len(questions), initial=len(done))
     with tqdm(desc="asking", unit="response", delay=2, leave=False, **counts) as bar:
         endpoint.ask_each(todo, keep, **sampling)
+    return done
 
 # %% ../nbs/14_endpoint.ipynb #5f706c6a
 def ask_all(
@@ -240,15 +244,13 @@ def ask_all(
     "Ask each question once."
     response = lambda key, answer: replace(make(key, answer[:3]), withheld=answer.withheld)
     journal = out and Journal(out, Response, dict(endpoint.settings, **sampling, **settings))
-    if journal:
-        take_in_withheld(journal, response)
-    done = dict(journal.rows) if journal else {}
-    try:
-        if not (journal and process().number): # Several processes share a journal; the first one asks
-            _ask_missing(endpoint, questions, done, response, sampling, journal)
-    except ValueError as e:
-        kept = f" What has come is in {out}; the same call goes on from there." if out else ""
-        raise ValueError(f"{e}{kept}") from None
+    done = {}
+    if not (journal and process().number): # Several processes share a journal; the first one asks
+        try:
+            done = _ask_missing(endpoint, questions, response, sampling, journal)
+        except ValueError as e:
+            kept = f" What has come is in {out}; the same call goes on from there." if out else ""
+            raise ValueError(f"{e}{kept}") from None
     if journal:
         journal.append([r for r in done.values() if r.key not in journal.rows])
         journal.finish()

@@ -142,7 +142,7 @@ def fold_system(messages:list[dict[str,str]])->list[dict[str,str]]:
 # %% ../nbs/13_models.ipynb #fa176072
 @patch
 def _text(self:LM, text, lead=""):
-    ids = lambda t: self.tokenizer(t, add_special_tokens=False, split_special_tokens=True).input_ids if t else []
+    ids = lambda t: self.tokenizer(t, add_special_tokens=False, split_special_tokens=True).input_ids
     whole, head = ids(lead + text), ids(lead)
     return whole[len(head):] if whole[:len(head)] == head else ids(text)
 
@@ -153,8 +153,8 @@ def _before(self:LM):
     ways = [(lead, space, self._text(space + "answer", lead)) for space in ("", " ") for lead in ("", "\n")]
     for at in range(len(behind)):
         for lead, space, made in ways:
-            opens = at == 0 or self.control_ids & {*behind[:at]}
-            if opens and behind[at:at + len(made)] == made:
+            opening = at == 0 or self.control_ids & {*behind[:at]}
+            if opening and behind[at:at + len(made)] == made:
                 return behind[:at], lead, space
     return [], "", ""
 
@@ -165,7 +165,7 @@ def encode(self:LM,
     completion:str|None=None, # The response, if there is one already
     finished:bool=True, # Whether the response ended by itself
 )->Encoded:
-    "Render the chat template and tokenize, for generation, judging, scoring and training alike."
+    "Render the chat template and tokenize."
     messages = messages if self.system else fold_system(messages)
     prompt = self._template(messages, add_generation_prompt=True) + self.opening
     if completion is None:
@@ -210,7 +210,7 @@ def threads_for(model):
 def identity(
     folder:str|Path, # A folder with `*.safetensors`
 )->dict[str,str]: # `weights` of the tensors, `files` of configuration, tokenizer and template
-    "What is remembered of a model in a folder: hashes of its files."
+    "Hashes of a model's files."
     hashed = lambda *ends: digest({f.name: sha256(f) for f in Path(folder).iterdir() if f.suffix in ends})
     return dict(weights=hashed(".safetensors"), files=hashed(".json", ".model", ".jinja"))
 
