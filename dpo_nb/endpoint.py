@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['UNREADABLE', 'WAITING', 'check_url', 'api_key', 'Endpoint', 'Answer', 'whole_characters', 'read_answer', 'run_apart',
-           'request_seed', 'to_response', 'too_many_withheld', 'withheld_message', 'take_in_withheld', 'ask_all']
+           'request_seed', 'too_many_withheld', 'withheld_message', 'take_in_withheld', 'ask_all']
 
 # %% ../nbs/14_endpoint.ipynb #46f65e91
 import asyncio, hashlib, json, os, time, warnings
-from concurrent.futures import Future, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -23,10 +23,8 @@ from .records import plural, printable, Response
 from .journal import Journal, journal_settings, process, renamed
 
 # %% ../nbs/14_endpoint.ipynb #80c2a6a0
-def check_url(
-    url:str, # As a person gives it
-)->str: # As requests need it
-    "The address of a server."
+def check_url(url:str)->str:
+    "A server's address, as requests need it."
     if any(c in url for c in "@?#"):
         raise ValueError("a server's address must hold no password or key. Give the key as OPENAI_API_KEY.")
     if not url.startswith(("http://", "https://")):
@@ -51,11 +49,11 @@ def api_key()->str: # Empty = there is none
 class Endpoint:
     "A model behind an OpenAI-compatible server."
     def __init__(self,
-        url:str, # Of the server, as in "http://localhost:8000"
-        model:str, # What the server calls the model
-        key:str|None=None, # For the server; `None` = as `api_key` finds it, "" = none
+        url:str, # As in "http://localhost:8000"
+        model:str, # As the server calls it
+        key:str|None=None, # `None` = as `api_key` finds it, "" = none
         concurrency:int=16, # Requests under way at a time
-        timeout:float=300., # Seconds after which one try counts as failed
+        timeout:float=300., # Seconds for one try
         max_retries:int=40, # Further tries where a failure may pass
     ):
         self.url, self.name = check_url(url), model
@@ -64,26 +62,23 @@ class Endpoint:
         self._limit = "max_tokens"
         self.settings = dict(model=model, endpoint=True)
 
-# %% ../nbs/14_endpoint.ipynb #f9646e70
+# %% ../nbs/14_endpoint.ipynb #4a6225b1
 class Answer(NamedTuple):
     "What a server wrote."
-    text:str
-    n_tokens:int # Tokens that were generated
-    finished:bool # Ended by itself (True), or cut at the limit (False)
+    text:str=""
+    n_tokens:int=0 # Tokens that were generated
+    finished:bool=False # Ended by itself (True), or cut at the limit (False)
+    withheld:str="" # Why there is no text
 
-# %% ../nbs/14_endpoint.ipynb #49f2a878
-def whole_characters(
-    text:str, # From a server
-)->str: # The same, if every character is whole
+# %% ../nbs/14_endpoint.ipynb #f6f6abbf
+def whole_characters(text:str)->str:
     "Replace each half of a character."
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
-# %% ../nbs/14_endpoint.ipynb #e9770cac
-UNREADABLE = ValueError, LookupError, TypeError, AttributeError # What reading raises if it is no such server
+# %% ../nbs/14_endpoint.ipynb #56cd5e55
+UNREADABLE = ValueError, LookupError, TypeError, AttributeError # If it is no such server
 
-def read_answer(
-    content:bytes, # What came back
-)->Answer|str: # What was written, or the reason why nothing was
+def read_answer(content:bytes)->Answer:
     "Read what a server sent."
     body = json.loads(content)
     choice, tokens = body["choices"][0], int(body["usage"]["completion_tokens"])
@@ -91,11 +86,11 @@ def read_answer(
     text = message.get("content")
     if text is None or how not in ("stop", "length"):
         reason = f"it ended with {how!r}" + ", without a text" * (text is None)
-        return whole_characters(message.get("refusal") or reason)
+        return Answer(withheld=whole_characters(message.get("refusal") or reason))
     return Answer(whole_characters(text), tokens, how == "stop")
 
 # %% ../nbs/14_endpoint.ipynb #4b1df4a8
-WAITING = 300 # Seconds that a question may take beyond its first try
+WAITING = 300 # Seconds for all tries of a question, beside `timeout`
 
 @patch
 def _said(self:Endpoint, error)->str:
@@ -106,18 +101,17 @@ def _said(self:Endpoint, error)->str:
 
 @patch
 def _failed(self:Endpoint, error)->ValueError:
-    "What an error of `openai` means, and the way on."
     said = self._said(error)
     if status := getattr(error, "status_code", None):
         check = "its log" if status >= 429 else "its address, the model's name and the key (OPENAI_API_KEY)"
         return ValueError(f"{self.url} answers {status} ({said}). Check {check}.")
     kind = type(error).__name__
     return ValueError(f"{self.url} gives no answer of an OpenAI-compatible server ({kind}: {said}). "
-        "Check its address, and that it runs. If it is slow, lower concurrency or raise timeout.")
+        "Check its address, and that it runs, or raise timeout.")
 
 # %% ../nbs/14_endpoint.ipynb #bab84d64
 @patch
-async def _ask(self:Endpoint, client, messages, max_new_tokens, **body)->Answer|str:
+async def _ask(self:Endpoint, client, messages, max_new_tokens, **body)->Answer:
     from openai import APIError
     limit, send = self._limit, client.chat.completions.with_raw_response.create
     try:
@@ -129,43 +123,34 @@ async def _ask(self:Endpoint, client, messages, max_new_tokens, **body)->Answer|
             self._limit = "max_completion_tokens"
             return await self._ask(client, messages, max_new_tokens, **body)
         if getattr(e, "status_code", None) in (400, 413, 422):
-            return f"the server refuses the request ({e.status_code}: {self._said(e)})"
+            return Answer(withheld=f"the server refuses the request ({e.status_code}: {self._said(e)})")
         raise self._failed(e) from None
 
-# %% ../nbs/14_endpoint.ipynb #7504423a
-def run_apart(
-    work, # `() -> coroutine`
-):
-    "Run a coroutine in a thread of its own, and wait for its end."
-    stop, end = Event(), Future()
+# %% ../nbs/14_endpoint.ipynb #670b1711
+def run_apart(work):
+    "Run the coroutine `work()` in a thread of its own, and wait for its end."
+    stop = Event()
     async def until_stopped():
         task = asyncio.create_task(work())
         while not (task.done() or stop.is_set()):
             await asyncio.wait([task], timeout=.1)
-        if stop.is_set():
-            task.cancel()
+        task.cancel() # Has no effect on one that is done
         await task
-    def run():
+    with ThreadPoolExecutor(1) as thread:
         try:
-            end.set_result(asyncio.run(until_stopped()))
-        except BaseException as e:
-            end.set_exception(e)
-    Thread(target=run, daemon=True).start()
-    try:
-        while not end.done():
-            time.sleep(.02)
-    except BaseException:
-        stop.set()
-        wait([end])
-        raise
+            end = thread.submit(lambda: asyncio.run(until_stopped()))
+            while not end.done():
+                time.sleep(.02)
+        finally:
+            stop.set()
     end.result()
 
 # %% ../nbs/14_endpoint.ipynb #6b1226a0
 @patch
 def ask_each(self:Endpoint,
     questions:dict, # Key → messages and seed
-    keep, # `(key, answer) -> None`, called as each comes: an `Answer`, or the reason why there is none
-    **sampling, # temperature, top_p, max_new_tokens, and top_k if it is wished
+    keep, # `(key, Answer) -> None`, called as each comes
+    **sampling, # As in `ask_all`
 ):
     "Ask all questions, `concurrency` at a time."
     from openai import AsyncOpenAI
@@ -197,100 +182,80 @@ def check(self:Endpoint):
     if offered and self.name not in offered:
         warnings.warn(f"{self.url} does not list {self.name!r}. It lists {', '.join(sorted(offered)[:20])}.")
 
-# %% ../nbs/14_endpoint.ipynb #f64680d5
-def request_seed(
-    seed:int, # Of the run
-    instruction_id:str, # `Instruction.id`
-    index:int, # Which of its responses
-)->int: # 0 … 2³¹ - 1, which every server takes
-    "The seed of one request."
+# %% ../nbs/14_endpoint.ipynb #6550f25e
+def request_seed(seed:int, instruction_id:str, index:int)->int:
+    "The seed of one request: 0 … 2³¹ - 1, which every server takes."
     return int(hashlib.sha256(f"{seed}|{instruction_id}|{index}".encode()).hexdigest()[:8], 16) >> 1
 
-# %% ../nbs/14_endpoint.ipynb #29703330
-def to_response(
-    key:tuple[str,int], # Of the question
-    answer:Answer|str, # Or the reason why there is none
-    make, # As in `ask_all`
-)->Response:
-    "What a server wrote, or the reason in its place."
-    if isinstance(answer, Answer):
-        return make(key, answer)
-    return replace(make(key, Answer("", 0, False)), withheld=answer)
+# %% ../nbs/14_endpoint.ipynb #3f8e11b0
+def too_many_withheld(withheld:int, answered:int, total:int)->bool:
+    "Whether a run should stop, with so many answers withheld."
+    return withheld >= min(20, total) and withheld > answered / 10
 
-# %% ../nbs/14_endpoint.ipynb #fd0bd2d1
-def too_many_withheld(
-    responses, # Those so far
-    total:int, # How many there will be
-)->bool:
-    "Whether so much is withheld that it cannot be meant."
-    withheld = sum(bool(r.withheld) for r in responses)
-    return withheld >= min(20, total) and withheld > len(responses) / 10
-
-# %% ../nbs/14_endpoint.ipynb #4a9b53fc
-def withheld_message(
-    responses, # The latest one last
-)->str: # Empty if there is nothing to say
-    "How many responses a server withholds, and why the latest."
-    if not (withheld := [r for r in responses if r.withheld]):
-        return ""
+# %% ../nbs/14_endpoint.ipynb #01d3d3bd
+def withheld_message(withheld:list[Response])->str:
+    "How many responses a server withholds, and why the last of them."
     number, last = plural(len(withheld), "response"), withheld[-1]
     return f"The server withholds {number}, the latest to instruction {last.instruction_id}: {last.withheld}."
 
-# %% ../nbs/14_endpoint.ipynb #7a87d232
-def take_in_withheld(
-    journal:Journal, # Of responses
-    make, # As in `ask_all`
-):
+# %% ../nbs/14_endpoint.ipynb #4f142253
+def take_in_withheld(journal:Journal, make):
     "Move what `…_withheld.jsonl` says into the journal."
     old = journal.path.with_name(f"{journal.path.stem}_withheld.jsonl")
-    if process().number or renamed(journal_settings(old), journal.settings) != journal.settings:
+    if renamed(journal_settings(old), journal.settings) != journal.settings:
         return
     rows = [json.loads(line) for line in old.read_bytes().split(b"\n")[1:-1]]
-    taken = [to_response((row["instruction_id"], row["index"]), row["reason"], make) for row in rows]
+    taken = [make((row["instruction_id"], row["index"]), Answer(withheld=row["reason"])) for row in rows]
     journal.append([r for r in taken if r.key not in journal.rows])
     old.unlink()
 
-# %% ../nbs/14_endpoint.ipynb #6e64f002
-def _ask_missing(endpoint, questions, done, make, sampling, journal):
-    todo = {k: q for k, q in questions.items() if k not in done}
-    total = len(questions)
-    def keep(key, answer):
-        done[key] = to_response(key, answer, make)
-        if done[key].withheld and too_many_withheld(done.values(), total):
-            raise ValueError(f"{withheld_message(done.values())} See what it is asked that it does not take.")
-        if journal and not done[key].withheld:
-            journal.append([done[key]])
-        bar.update()
-    if todo:
-        endpoint.check()
-        how = dict(desc="asking", unit="response", delay=2, leave=False)
-        with tqdm(total=total, initial=len(done), **how) as bar:
-            endpoint.ask_each(todo, keep, **sampling)
-
-# %% ../nbs/14_endpoint.ipynb #8631b109
-def ask_all(
-    endpoint:Endpoint, # Who answers
-    questions:dict, # (instruction id, index) → messages and seed
-    make, # `(key, Answer) -> Response`
-    settings:dict, # What defines the questions, beside the server and the sampling
-    sampling:dict, # As it is sent: temperature, top_p, max_new_tokens, and top_k if it is wished
-    out:str|Path|None=None, # Journal to keep and continue
-)->list[Response]: # In the order of the questions; `withheld` says why one has no text
-    "Ask each question once."
-    journal = out and Journal(out, Response, dict(endpoint.settings, **sampling, **settings))
+# %% ../nbs/14_endpoint.ipynb #c5e14b63
+def _ask_missing(endpoint, questions, make, sampling, journal):
     if journal:
         take_in_withheld(journal, make)
     done = dict(journal.rows) if journal else {}
-    try:
-        if not (journal and process().number): # Several processes share a journal; the first one asks
-            _ask_missing(endpoint, questions, done, make, sampling, journal)
-    except ValueError as e:
-        kept = f" What has come is in {out}; the same call goes on from there." if out else ""
-        raise ValueError(f"{e}{kept}") from None
+    todo = {k: q for k, q in questions.items() if k not in done}
+    if not todo:
+        return done
+    def keep(key, answer):
+        done[key] = make(key, answer)
+        if answer.withheld:
+            withheld = [r for r in done.values() if r.withheld]
+            if too_many_withheld(len(withheld), len(done), len(questions)):
+                raise ValueError(f"{withheld_message(withheld)} Correct what it is asked.")
+        elif journal:
+            journal.append([done[key]])
+        bar.update()
+    endpoint.check()
+    counts = dict(total=len(questions), initial=len(done))
+    with tqdm(desc="asking", unit="response", delay=2, leave=False, **counts) as bar:
+        endpoint.ask_each(todo, keep, **sampling)
+    return done
+
+# %% ../nbs/14_endpoint.ipynb #5f706c6a
+def ask_all(
+    endpoint:Endpoint, # Who answers
+    questions:dict, # (instruction id, index) → messages and seed
+    make, # `(key, (text, n_tokens, finished)) -> Response`
+    settings:dict, # What else defines the questions
+    sampling:dict, # As it is sent: temperature, top_p, max_new_tokens, and top_k if wished
+    out:str|Path|None=None, # Journal to keep and continue
+)->list[Response]: # In the order of the questions
+    "Ask each question once."
+    response = lambda key, answer: replace(make(key, answer[:3]), withheld=answer.withheld)
+    journal = out and Journal(out, Response, dict(endpoint.settings, **sampling, **settings))
+    done = {}
+    if not (journal and process().number): # Several processes share a journal; the first one asks
+        try:
+            done = _ask_missing(endpoint, questions, response, sampling, journal)
+        except ValueError as e:
+            kept = f" What has come is in {out}; the same call goes on from there." if out else ""
+            raise ValueError(f"{e}{kept}") from None
     if journal:
         journal.append([r for r in done.values() if r.key not in journal.rows])
         journal.finish()
         done = journal.rows
-    if message := withheld_message(done.values()):
-        warnings.warn(message + (f" To ask again, remove their lines from {out}." if out else ""))
+    if withheld := [r for r in done.values() if r.withheld]:
+        again = f" To ask again, remove their lines from {out}." if out else ""
+        warnings.warn(withheld_message(withheld) + again)
     return [done[key] for key in questions]

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 
-from .records import abridged, digest, plural, sha256
+from .records import abridged, digest, sha256
 from .journal import process, wait_for_all
 from .tiny import tiny_path
 from .hub import commit, hub_says, hub_token, no_answer, way_on
@@ -25,10 +25,8 @@ from .hub import commit, hub_says, hub_token, no_answer, way_on
 # %% ../nbs/13_models.ipynb #7b417f7a
 DAY = date(2024, 7, 26) # The day that it always is
 
-def fix_date(
-    template:str, # A Jinja chat template
-)->str: # The same template, with every `strftime_now(…)` replaced by `DAY`
-    "Make a chat template independent of the calendar."
+def fix_date(template:str)->str:
+    "Replace every `strftime_now(…)` of a chat template by `DAY`."
     fixed = re.sub(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""", lambda m: repr(DAY.strftime(m[2])), template)
     if "strftime_now(" in fixed:
         raise ValueError("the chat template computes a date's format. Write it into its `strftime_now(…)`.")
@@ -51,10 +49,10 @@ class Encoded(NamedTuple):
 class LM:
     "A causal language model with its tokenizer and chat template."
     def __init__(self,
-        model, # A `transformers` causal language model, or a `PeftModel` around one
-        tokenizer, # Its tokenizer; it is changed: template, control tokens, padding
+        model, # Of `transformers`, or a `PeftModel` around one
+        tokenizer, # Its tokenizer; template and control tokens are set
         name:str, # What it is called in records
-        weights:str="", # Fingerprint of the weights, so that journals of two models are never mixed
+        weights:str="", # Their fingerprint, so that journals of two models are never mixed
     ):
         self.model, self.tokenizer, self.name = model, tokenizer, name
         _set_template(tokenizer)
@@ -99,7 +97,7 @@ EXAMPLE = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "a
 
 @patch(as_prop=True)
 def control_ids(self:LM)->set[int]:
-    "The ids of the control tokens: those that have a name, and those that are only marked."
+    "The control tokens: those that have a name, and those that are only marked."
     marked = {i for i, t in self.tokenizer.added_tokens_decoder.items() if t.special}
     return marked | {*self.tokenizer.all_special_ids}
 
@@ -111,10 +109,10 @@ def _end_id(self:LM):
         raise ValueError(f"the chat template of {self.name} does not write messages of plain text: "
             f"'answer' becomes {abridged(text, 80)}. Correct it in chat_template.jinja.")
     behind = tokenizer(text.rpartition("answer")[2], add_special_tokens=False).input_ids
-    added = tokenizer.added_tokens_decoder
+    added, known = tokenizer.added_tokens_decoder, self.control_ids
     named = [i for i in behind if i in added and added[i].content in tokenizer.chat_control_tokens]
-    end = [*(i for i in behind if i in self.control_ids), *named, tokenizer.eos_token_id][0]
-    if end not in self.control_ids:
+    end = [*(i for i in behind if i in known), *named, tokenizer.eos_token_id][0]
+    if end not in known:
         added[end].special = True
         tokenizer.add_tokens([added[end]])
     return end
@@ -128,26 +126,23 @@ def _has_system(self:LM):
     except ValueError:
         return False
 
-def fold_system(
-    messages:list[dict[str,str]], # A conversation that ends with the user's turn
-)->list[dict[str,str]]: # The same without the system role
+def fold_system(messages:list[dict[str,str]])->list[dict[str,str]]:
     "Put each system text in front of the user message that follows."
-    folded, system = [], []
+    folded, system = [], ""
     for m in messages:
         if m["role"] == "system":
-            system.append(m["content"])
-            continue
-        if m["role"] == "user":
-            m = m | {"content": "\n\n".join([*system, m["content"]])}
-            system = []
-        folded.append(m)
+            system += m["content"] + "\n\n"
+        elif m["role"] == "user":
+            folded.append(m | {"content": system + m["content"]})
+            system = ""
+        else:
+            folded.append(m)
     return folded
 
 # %% ../nbs/13_models.ipynb #fa176072
 @patch
 def _text(self:LM, text, lead=""):
-    how = dict(add_special_tokens=False, split_special_tokens=True, verbose=False) # Length is told later
-    ids = lambda t: self.tokenizer(t, **how).input_ids if t else []
+    ids = lambda t: self.tokenizer(t, add_special_tokens=False, split_special_tokens=True).input_ids
     whole, head = ids(lead + text), ids(lead)
     return whole[len(head):] if whole[:len(head)] == head else ids(text)
 
@@ -158,8 +153,8 @@ def _before(self:LM):
     ways = [(lead, space, self._text(space + "answer", lead)) for space in ("", " ") for lead in ("", "\n")]
     for at in range(len(behind)):
         for lead, space, made in ways:
-            opens = at == 0 or self.control_ids & {*behind[:at]}
-            if opens and behind[at:at + len(made)] == made:
+            opening = at == 0 or self.control_ids & {*behind[:at]}
+            if opening and behind[at:at + len(made)] == made:
                 return behind[:at], lead, space
     return [], "", ""
 
@@ -170,7 +165,7 @@ def encode(self:LM,
     completion:str|None=None, # The response, if there is one already
     finished:bool=True, # Whether the response ended by itself
 )->Encoded:
-    "Render the chat template and tokenize, for generation, judging, scoring and training alike."
+    "Render the chat template and tokenize."
     messages = messages if self.system else fold_system(messages)
     prompt = self._template(messages, add_generation_prompt=True) + self.opening
     if completion is None:
@@ -180,23 +175,19 @@ def encode(self:LM,
     return Encoded(prompt, text + [self.end_id] if finished else text)
 
 @patch
-def decode(self:LM,
-    ids, # Token ids
-)->str: # Without control tokens
-    "The text of some tokens."
+def decode(self:LM, ids)->str:
+    "The text of some tokens, without control tokens."
     return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 # %% ../nbs/13_models.ipynb #3b09ff38
-def best_device()->str: # "cuda", "mps" or "cpu"; with its number where several processes have a GPU each
-    "The fastest device of this machine, or this process's share of it."
+def best_device()->str: # "cuda", "cuda:1" (of several processes, each has a GPU), "mps" or "cpu"
+    "The fastest device."
     if torch.cuda.is_available():
         return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if process().count > 1 else "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
-def best_dtype(
-    device:str, # As from `best_device`
-)->torch.dtype:
-    "bfloat16 where the GPU has it (compute capability 8 and up), float16 on other GPUs, float32 elsewhere."
+def best_dtype(device:str)->torch.dtype:
+    "The precision that a device computes in best."
     if not device.startswith("cuda"):
         return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
@@ -205,10 +196,8 @@ def best_dtype(
 SMALL = 10_000_000 # Parameters
 
 @contextmanager
-def threads_for(
-    model, # A PyTorch module
-):
-    "One torch thread for a small model on a processor; as many as there were for any other."
+def threads_for(model):
+    "One torch thread while a small model computes."
     before = torch.get_num_threads()
     if sum(p.numel() for p in model.parameters()) < SMALL:
         torch.set_num_threads(1)
@@ -221,36 +210,32 @@ def threads_for(
 def identity(
     folder:str|Path, # A folder with `*.safetensors`
 )->dict[str,str]: # `weights` of the tensors, `files` of configuration, tokenizer and template
-    "What is remembered of a model in a folder: hashes of its files."
+    "Hashes of a model's files."
     hashed = lambda *ends: digest({f.name: sha256(f) for f in Path(folder).iterdir() if f.suffix in ends})
     return dict(weights=hashed(".safetensors"), files=hashed(".json", ".model", ".jinja"))
 
 # %% ../nbs/13_models.ipynb #1b72f37d
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-def nf4(
-    dtype:torch.dtype, # What the matrices are multiplied in
-):
-    "The quantization of QLoRA."
+def nf4(dtype:torch.dtype):
+    "The quantization of QLoRA, which multiplies in `dtype`."
     from transformers import BitsAndBytesConfig
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
                               bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
 
 # %% ../nbs/13_models.ipynb #cc358a7e
 @contextmanager
-def short_bars(
-    hide:bool, # Whether there is nothing to wait for
-):
-    "Without the loading bar of transformers, if so wished."
+def short_bars(hide:bool):
+    "Without the loading bar of `transformers`."
     from transformers.utils import logging as bars
-    hide = hide and bars.is_progress_bar_enabled()
-    if hide:
-        bars.disable_progress_bar()
+    if not (hide and bars.is_progress_bar_enabled()):
+        yield
+        return
+    bars.disable_progress_bar()
     try:
         yield
     finally:
-        if hide:
-            bars.enable_progress_bar()
+        bars.enable_progress_bar()
 
 # %% ../nbs/13_models.ipynb #6c756c59
 MEANS = { # What an error of `transformers` has in it → what it means
@@ -259,7 +244,7 @@ MEANS = { # What an error of `transformers` has in it → what it means
     "backend tokenizer": "it has no tokenizer. Save one into the same folder (`tokenizer.save_pretrained`).",
     "trust_remote_code": "it needs code of its authors, and none is run. Take another model.",
     "ignore_mismatched_sizes": "its weights have other sizes than its config.json says. Fetch both again.",
-    "JSONDecodeError": "tokenizer.json or another of its JSON files is damaged. Fetch or copy it again.",
+    "JSONDecodeError": "a JSON file such as tokenizer.json is damaged. Fetch or copy it again.",
 }
 
 def why_not(
@@ -268,38 +253,40 @@ def why_not(
 )->str: # A sentence or two
     "Why a model cannot be loaded, and what to do."
     says, text = hub_says(error), f"{type(error).__name__}: {error}"
-    meaning = next((MEANS[words] for words in MEANS if words in text and not says), "")
-    way = way_on(name, says) if says or not Path(name).is_dir() else ""
-    return meaning or f"{no_answer(error)}. {way}".rstrip()
+    for words, meaning in MEANS.items():
+        if words in text and not says:
+            return meaning
+    way = f" {way_on(name, says)}" if says or not Path(name).is_dir() else ""
+    return f"{no_answer(error)}.{way}"
 
 # %% ../nbs/13_models.ipynb #0ea6d7f3
 def _pretrained(name, revision, **how):
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     token = None if Path(name).is_dir() else hub_token()
-    source = dict(pretrained_model_name_or_path=name, revision=revision, token=token, trust_remote_code=False)
+    source = dict(revision=revision, token=token, trust_remote_code=False)
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     try:
-        config, tokenizer = AutoConfig.from_pretrained(**source), AutoTokenizer.from_pretrained(**source)
+        config = AutoConfig.from_pretrained(name, **source)
+        tokenizer = AutoTokenizer.from_pretrained(name, **source)
         if "distributed_config" in how and hasattr(config, "quantization_config"):
             raise ValueError("it is stored in quantized weights, which cannot be sharded.")
-        how = how | dict(use_safetensors=True, output_loading_info=True)
-        model, found = AutoModelForCausalLM.from_pretrained(**source, **how)
+        how |= dict(use_safetensors=True, output_loading_info=True)
+        model, found = AutoModelForCausalLM.from_pretrained(name, **source, **how)
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as e:
         raise ValueError(f"{name} cannot be loaded: {why_not(name, e)}") from None
     if missing := sorted(found["missing_keys"]):
-        raise ValueError(f"{name} cannot be loaded: its weights lack {missing[0]} "
-            f"({plural(len(missing), 'tensor')} in all). Fetch or copy them again.")
+        raise ValueError(f"{name} cannot be loaded: its weights lack {missing[0]}. Fetch or copy them again.")
     return tokenizer, model
 
 # %% ../nbs/13_models.ipynb #2f9480a5
 def settle(
     model, # Of `transformers`
-    dtype:torch.dtype, # What it shall compute in
+    dtype:torch.dtype, # As it shall compute
 )->str|None: # How its layers are quantized: "nf4", or `None`
-    "Let every part of a model compute in the precision that was asked for, and say how it is quantized."
+    "Let every part of a model compute in one precision."
     four = [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
     for m in four:
         m.compute_dtype = m.weight.quant_state.dtype = dtype
@@ -311,10 +298,8 @@ def settle(
     return four[0].weight.quant_type if four else None
 
 # %% ../nbs/13_models.ipynb #6cfebb7a
-def fsdp_configured(
-    value:str|None, # Of ACCELERATE_USE_FSDP
-)->bool:
-    "Whether accelerate was told to shard models, which it would do after each process has loaded them whole."
+def fsdp_configured(value:str|None)->bool:
+    "Whether ACCELERATE_USE_FSDP tells accelerate to shard models."
     return (value or "").lower() in ("1", "true", "yes", "y", "on", "t")
 
 def _shards(quantization):
@@ -327,20 +312,15 @@ def _shards(quantization):
     return dict(distributed_config=DistributedConfig(fsdp_size=process().count))
 
 # %% ../nbs/13_models.ipynb #d5edbf26
-def check_device(
-    device:str, # As torch names it
-)->str: # The same
-    "Refuse a device that is not there."
+def check_device(device:str)->str:
+    "The same device, if it is there."
     try:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError):
         raise ValueError(f"there is no device {device!r} here. Give 'cpu', or no device.") from None
     return device
 
-def check_precision(
-    dtype:str, # As in `load_lm`
-    quantization:str|None, # As in `load_lm`
-):
+def check_precision(dtype:str, quantization:str|None):
     "Refuse a precision that does not exist."
     if dtype not in ("auto", "float32", "float16", "bfloat16"):
         raise ValueError(f"dtype must be 'auto', 'float32', 'float16' or 'bfloat16'; found {dtype!r}")
@@ -354,7 +334,7 @@ def load_lm(
     device:str|None=None, # "cuda", "cpu", …; `None` = the fastest
     quantization:str|None=None, # "nf4", or none
     revision:str|None=None, # Commit or branch on the hub
-    sharded:bool=False, # Whether each process of a training holds a part of the weights only
+    sharded:bool=False, # Whether each process keeps only a part of the weights, in training
 )->LM:
     "Load a causal language model from safetensors."
     if fsdp_configured(os.environ.get("ACCELERATE_USE_FSDP")):
@@ -372,23 +352,19 @@ def load_lm(
     with short_bars(local):
         tokenizer, model = _pretrained(str(folder), revision, dtype=dtype, **how)
     if len(tokenizer) > (rows := model.get_input_embeddings().num_embeddings):
-        raise ValueError(f"the tokenizer of {name} has {len(tokenizer):,} tokens, but the model knows "
-            f"{rows:,}. Fetch the model's own.")
+        raise ValueError(f"the tokenizer of {name} has {len(tokenizer):,} tokens, but the model knows {rows:,}. "
+            "Fetch the model's own.")
     known = identity(folder) if local else dict(weights=commit(str(name), revision))
-    lm = LM(model.eval(), tokenizer, str(name), weights=known["weights"])
+    lm = LM(model.eval(), tokenizer, str(name))
     lm.settings |= dict(known, quantization=settle(model, dtype))
     return lm
 
 # %% ../nbs/13_models.ipynb #ef371e45
-def is_sharded(
-    model, # Of `transformers`, or a `PeftModel` around one
-)->bool:
-    "Whether each process holds a part of the weights only."
+def is_sharded(model)->bool:
+    "Whether each process holds only a part of the weights."
     return getattr(model, "is_distributed_loading_by_transformers", False)
 
-def check_whole(
-    lm:LM, # What shall answer
-):
+def check_whole(lm:LM):
     "Refuse a sharded model."
     if is_sharded(lm.model):
         raise ValueError(f"{lm.name} is sharded over processes, which only training can use. "
