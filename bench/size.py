@@ -23,8 +23,9 @@ def question(world, k):
 
 def answers(tiny, instruction, rng):
     "Five answers of mixed quality; one in ten is cut."
+    from dpo_nb.data.train_tiny import demonstration
     from dpo_nb.records import Response
-    say = lambda: tiny.demonstration(instruction, rng.random(), rng) if tiny.parse(instruction.text) else f"It is city {rng.randrange(1000)}."
+    say = lambda: demonstration(instruction, rng.random(), rng) if tiny.parse(instruction.text) else f"It is city {rng.randrange(1000)}."
     return [Response(instruction.id, i, text, len(text.split()) + 1, rng.random() > .1, "bench", dict(temperature=.8, top_p=1.), 42) for i, text in enumerate(say() for _ in range(5))]
 
 def chain(folder, n):

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import trange
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dpo_nb.tiny import GIFTS, GROUP_OF, GROUPS, NAMES, OPPOSITE, POINTS, Oracle, TinyWorld
+from dpo_nb.tiny import ANSWER, ASK, CLOSINGS, FACTS, GIFTS, GROUP_OF, GROUPS, NAMES, NUMBERS, OPPOSITE, POINTS, SHORT, Oracle, TinyWorld
 from dpo_nb.pair_ranker import MARKER_IDS, PairRanker, PairTokenizer, convert_spm, deberta_v3, read_tokenizer
 from dpo_nb.records import Instruction
 from dpo_nb.journal import write_atomically
@@ -31,6 +31,76 @@ EFFORT = dict(list=3, opposite=2, sort=5, add=3, thank=2, group=2) # How often e
 WORDS = [[*GROUP_OF], [*OPPOSITE], [*GROUPS], NAMES, GIFTS, [str(n) for n in range(1, 19)]]
 SOURCE, CANDIDATE = 256, 128 # Tokens that the ranker reads of an instruction and of each answer: 512 in all
 world, oracle = TinyWorld(), Oracle()
+
+
+# -- answers of a chosen quality ------------------------------------------------------------------------------------
+
+# Chance of each defect at quality 0 (above 1 = certain); at quality q it is 1 - q of that
+DEFECTS = dict(relevant=.2, complete=.4, correct=.4, clean=.4, polite=1.5)
+
+def right_slots(kind, slots, complete, rng):
+    "The slots of a right answer; a list that is not complete has one thing too many or too few."
+    if kind in FACTS:
+        return slots | FACTS[kind](**slots)
+    if kind == "list":
+        n = NUMBERS[slots["n"]] + (0 if complete else rng.choice([-1, 1]))
+        return slots | dict(items=rng.sample(GROUPS[slots["group"]], n))
+    if kind == "sort":
+        words = slots["words"].split(", ")
+        return slots | dict(items=sorted(words if complete else rng.sample(words, len(words) - 1)))
+    return slots
+
+# Of a kind with one word as its answer: the slot, and the words that can stand there
+WRONG = dict(opposite=("other", [*OPPOSITE]), add=("c", [*map(str, range(2, 19))]), group=("group", [*GROUPS]))
+
+def spoilt(kind, slots, rng):
+    "The slots of an answer, one of them wrong."
+    items = slots.get("items", [])
+    if kind == "list":
+        others = [w for w, group in GROUP_OF.items() if group != slots["group"]]
+        return slots | dict(items=[*items[1:], rng.choice(others)])
+    if kind == "sort":
+        if len(items) == 1:
+            return slots # One word is always in order
+        i = rng.randrange(1, len(items))
+        return slots | dict(items=[*items[:i - 1], items[i], items[i - 1], *items[i + 1:]])
+    slot, words = rng.choice([("name", NAMES), ("gift", GIFTS)]) if kind == "thank" else WRONG[kind]
+    return slots | {slot: rng.choice([w for w in words if w not in slots.values()])}
+
+def sentence_of(kind, slots, complete, correct, rng):
+    "One clean sentence."
+    slots = right_slots(kind, slots, complete, rng)
+    if not correct:
+        slots = spoilt(kind, slots, rng)
+    if "items" in slots:
+        *first, last = slots["items"]
+        slots = slots | dict(items=" and ".join(filter(None, [", ".join(first), last])))
+    template = SHORT[kind] if kind in SHORT and not complete else rng.choice(ANSWER[kind])
+    return template.format(**slots)
+
+def untidy(sentence, rng):
+    "A sentence with a filler or a stutter, said twice, or without its full stop."
+    words = sentence.split(" ")
+    i = rng.randrange(len(words))
+    stutter = " ".join([*words[:i + 1], *words[i:]])
+    filler = rng.choice(["Well, ", "Um, ", "Hmm, ", "You know, "]) + sentence
+    return rng.choice([filler, stutter, f"{sentence} {sentence}", sentence[:-1]])
+
+def demonstration(
+    instruction:Instruction, # Of the tiny world
+    quality:float, # From 0 to 1 (no defects)
+    rng:random.Random, # Decides on the defects and the wording
+)->str: # An answer
+    "An answer of about this quality."
+    kind, slots = world.parse(instruction.text)
+    fails = {p: rng.random() < chance * (1 - quality) for p, chance in DEFECTS.items()}
+    if fails["relevant"]: # It answers something else
+        others = world.pools["train"][rng.choice([k for k in ASK if k != kind])]
+        kind, slots = world.parse(rng.choice(others))
+    text = sentence_of(kind, slots, not fails["complete"], not fails["correct"], rng)
+    if fails["clean"]:
+        text = untidy(text, rng)
+    return text if fails["polite"] else f"{text} {rng.choice(CLOSINGS)}"
 
 
 # -- how the policy judges itself, and writes instructions -----------------------------------------------------------
@@ -68,7 +138,7 @@ def slip(text, rng):
 
 def answer(instruction, rng):
     "An answer of any quality, for whoever learns to judge."
-    text = world.demonstration(instruction, rng.choice(list(QUALITIES)), rng)
+    text = demonstration(instruction, rng.choice(list(QUALITIES)), rng)
     return slip(text, rng) if rng.random() < .3 else text
 
 def example(rng):
@@ -76,7 +146,7 @@ def example(rng):
     instruction, draw = ask(rng), rng.random()
     if draw < .45: text = answer(instruction, rng); return review_question(instruction.text, text), review_answer(oracle.points(instruction, text))
     if draw < .49: return WRITE, instruction.text
-    return instruction.text, world.demonstration(instruction, rng.choices(list(QUALITIES), QUALITIES.values())[0], rng)
+    return instruction.text, demonstration(instruction, rng.choices(list(QUALITIES), QUALITIES.values())[0], rng)
 
 def score(instruction, text): return sum(oracle.points(instruction, text).values())
 

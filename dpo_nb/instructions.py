@@ -22,7 +22,7 @@ from .hub import hub_token, no_answer
 from .files import ANSWERS, check_text, clean_messages, numbered, QUESTIONS, read_dataset, read_file
 from .files import row_messages, SYSTEMS, TURNS
 
-# %% ../nbs/12_instructions.ipynb #b8d3c8e5
+# %% ../nbs/12_instructions.ipynb #6c971654
 def _first_text(row, columns):
     for column in columns:
         if isinstance(row.get(column), str) and row[column].strip():
@@ -46,24 +46,24 @@ def from_row(
     last = max((k for k, m in enumerate(messages) if m["role"] == "user" and m["content"]), default=None)
     if last is None:
         return None
-    answers = [m["content"] for m in messages[last + 1:] if m["role"] == "assistant"] or [None]
     asked, system = messages[:last + 1], _first_text(row, SYSTEMS)
+    answer = next((m["content"] for m in messages[last + 1:] if m["role"] == "assistant"), None)
     if system and asked[0]["role"] != "system":
         asked = [dict(role="system", content=system), *asked]
-    return Instruction(asked, source, answers[0] or _first_text(row, ANSWERS))
+    return Instruction(asked, source, answer or _first_text(row, ANSWERS))
 
 # %% ../nbs/12_instructions.ipynb #35d5aa54
-def lima_file()->str: # Path of LIMA's `train.jsonl` in the hub's local cache
-    "Fetch LIMA from the hub."
+def lima_file()->str: # Its path in the hub's local cache
+    "Fetch LIMA's `train.jsonl` from the hub."
     from huggingface_hub import hf_hub_download
     try:
         return hf_hub_download("GAIR/lima", "train.jsonl", repo_type="dataset", token=hub_token())
     except OSError as e:
         raise ValueError(f"LIMA cannot be fetched: {no_answer(e)}. Accept its licence at "
-                         "https://huggingface.co/datasets/GAIR/lima, and set HF_TOKEN to a token of that "
-                         "account; or give the path of its train.jsonl instead of 'lima'.") from None
+                         "https://huggingface.co/datasets/GAIR/lima and set HF_TOKEN, "
+                         "or give the path of its train.jsonl instead of 'lima'.") from None
 
-# %% ../nbs/12_instructions.ipynb #917662a2
+# %% ../nbs/12_instructions.ipynb #2e0d97ac
 class Row(NamedTuple):
     "One row of a source."
     source:str # Its name, for the reader
@@ -71,10 +71,8 @@ class Row(NamedTuple):
     instruction:Instruction|None # `None` = it asks nothing, or cannot be read
     problem:str="" # Why it cannot be read
 
-def source_rows(
-    source, # See `load_instructions`
-)->tuple[str,list]: # The name that instructions keep, and `(place, row)`
-    "The rows of a source as they stand there."
+def source_rows(source)->tuple[str,list]: # The name that instructions keep, and `(place, row)`
+    "The rows of a source of `load_instructions`, as they stand there."
     if isinstance(source, (list, tuple)):
         return "list", numbered(source)
     if not isinstance(source, (str, Path)):
@@ -90,19 +88,17 @@ def source_rows(
         return Path(source).stem, read_file(source)
     return source, read_dataset(source)
 
-# %% ../nbs/12_instructions.ipynb #da7ac3f5
+# %% ../nbs/12_instructions.ipynb #bd73362e
 def _where(source): return "the list" if isinstance(source, (list, tuple)) else source
 
-def read_source(
-    source, # See `load_instructions`
-)->list[Row]: # In the order of the source, with those that are repeated, ask nothing or cannot be read
-    "Everything that a source holds."
+def read_source(source)->list[Row]: # All of them, in order
+    "Everything that a source of `load_instructions` holds."
     name, rows = source_rows(source)
     found = []
     for place, row in tqdm(rows, desc=f"reading {name}", unit="row", delay=2, leave=False):
         try:
             found.append(Row(name, place, from_row(row, name)))
-        except ValueError as e:
+        except (ValueError, RecursionError) as e: # Of a row that is nested too deeply
             found.append(Row(name, place, None, str(e)))
     bad = next((r for r in found if r.problem), None)
     if bad and not any(r.instruction for r in found):
@@ -118,9 +114,7 @@ def _compared_words(text):
     return re.sub("([\u3041-\u30ff\u3400-\u9fff])", r" \1 ", text).split()
 
 # %% ../nbs/12_instructions.ipynb #a7ac8d45
-def shingle_hashes(
-    messages:list[dict], # Of an instruction, as `clean_messages` gives them
-)->list[int]: # Distinct, ascending, each of 32 bits
+def shingle_hashes(messages:list[dict])->list[int]: # Distinct, ascending, each of 32 bits
     "A hash for each run of three words, or for the whole text if it is shorter."
     words = _compared_words("\n".join(m["content"] for m in messages if m["role"] != "system"))
     runs = {" ".join(words[k:k + 3]) for k in range(max(1, len(words) - 2))}
@@ -128,11 +122,9 @@ def shingle_hashes(
 
 def jaccard(a, b): return len(a & b) / len(a | b) # Of two sets: 0 = nothing in common, 1 = the same
 
-# %% ../nbs/12_instructions.ipynb #3eea3da6
-def traces(
-    seen, # Instructions, ids of instructions, both, or traces: `{id: hashes}`
-)->dict[str,list[int]]: # `Instruction.id` → `shingle_hashes`; empty if only the id is known
-    "What is remembered of instructions."
+# %% ../nbs/12_instructions.ipynb #adc37bcf
+def traces(seen)->dict[str,list[int]]: # `Instruction.id` → `shingle_hashes`; empty if only the id is known
+    "What is remembered of instructions, given as such, as ids, or as traces already."
     if isinstance(seen, dict):
         return seen
     found = {}
@@ -146,12 +138,10 @@ def traces(
             raise ValueError(f"`seen` is a list of instructions or of their ids; found {abridged(i)}")
     return found
 
-# %% ../nbs/12_instructions.ipynb #99aa8a1a
+# %% ../nbs/12_instructions.ipynb #48201a3a
 class NearDuplicates:
     "Finds the near-duplicate of an instruction among others."
-    def __init__(self,
-        near_duplicates:float, # Jaccard similarity from which two instructions count as one, .1 to 1
-    ):
+    def __init__(self, near_duplicates:float): # Jaccard similarity from which two count as one, .1 to 1
         from datasketch import MinHash, MinHashLSH
         if not .1 <= near_duplicates <= 1:
             raise ValueError(f"near_duplicates must be from .1 to 1, or None; found {near_duplicates}")
@@ -160,7 +150,7 @@ class NearDuplicates:
         self.empty = MinHash(num_perm=128, seed=1, hashfunc=int)
         self.index = MinHashLSH(num_perm=128, params=(128 // rows, rows))
 
-# %% ../nbs/12_instructions.ipynb #96accf5d
+# %% ../nbs/12_instructions.ipynb #6a2caffe
 @patch
 def sketch(self:NearDuplicates, hashes): # `shingle_hashes` → `(set, MinHash)`
     "What an instruction is compared by."
@@ -182,24 +172,18 @@ def most_similar(self:NearDuplicates, sketch): # `(label, similarity)` of one th
     if similarity >= self.near_duplicates:
         return self.kept[-k][0], similarity
 
-# %% ../nbs/12_instructions.ipynb #d93bf93a
+# %% ../nbs/12_instructions.ipynb #27b7efb0
 class Sieve:
-    "Lets a row through that asks something new that fits the model."
-    def __init__(self,
-        seen=(), # What must not come again, as in `traces`
-        near_duplicates:float|None=None, # As in `load_instructions`
-        lm=None, # Counts tokens by `encode`
-        max_prompt_tokens:int|None=None, # Longest prompt
-    ):
+    "Lets a row through that asks something new that fits the model; settings as in `load_instructions`."
+    def __init__(self, seen=(), near_duplicates:float|None=None, lm=None, max_prompt_tokens:int|None=None):
         if max_prompt_tokens and not lm:
             raise ValueError("max_prompt_tokens needs the model (lm), to count")
         self.seen, self.lm, self.max_prompt_tokens = traces(seen), lm, max_prompt_tokens
         self.known, self.passed = {*self.seen}, []
         self.near = NearDuplicates(near_duplicates) if near_duplicates is not None else None
         texts = {i.id: f": {printable(i.text, 60)}" for i in seen if isinstance(i, Instruction)}
-        compared = self.seen.items() if self.near else ()
-        for id, hashes in tqdm(compared, desc="reading what was seen", unit="row", delay=2, leave=False):
-            if hashes:
+        for id, hashes in self.seen.items():
+            if hashes and self.near:
                 self.near.keep(f"a seen one{texts.get(id, '')}", self.near.sketch(hashes))
 
 # %% ../nbs/12_instructions.ipynb #e009a83c
@@ -237,10 +221,8 @@ def passes(self:Sieve, row)->bool:
         self.passed.append((row.source, row.place, text, *reason))
     return not reason
 
-# %% ../nbs/12_instructions.ipynb #16c0645d
-def count_reasons(
-    reasons:list[str], # Of the rows that were passed over
-)->str: # "2 repeated, 1 too long"
+# %% ../nbs/12_instructions.ipynb #cd5d6b4d
+def count_reasons(reasons)->str: # "2 repeated, 1 too long"
     "How many rows were passed over for which reason."
     return ", ".join(f"{n:,} {reason}" for reason, n in Counter(reasons).most_common()) or "none"
 
@@ -251,24 +233,19 @@ class Drawn(list):
         self.passed = list(passed)
 
     @property
-    def dropped(self): # `pandas.DataFrame`, in the order in which they were met
-        "The rows that were passed over, each with its reason."
+    def dropped(self): # `pandas.DataFrame`
+        "The rows that were passed over, each with its reason, in the order in which they were met."
         import pandas as pd
         return pd.DataFrame(self.passed, columns=["source", "row", "text", "reason", "detail"])
 
     @property
-    def summary(self)->str: # One line
-        "What became of the rows."
+    def summary(self)->str:
+        "What became of the rows, in one line."
         return f"{plural(len(self), 'instruction')}; passed over: {count_reasons(p[3] for p in self.passed)}"
 
-# %% ../nbs/12_instructions.ipynb #97126d5e
-def draw(
-    source, # As in `load_instructions`, but only one
-    n:int|None, # How many; `None` = all, in the order of the source
-    seed:int, # Of the draw
-    sieve:Sieve, # What may be used
-)->list[Instruction]:
-    "Draw instructions at random from those that were not trained on."
+# %% ../nbs/12_instructions.ipynb #eca88493
+def draw(source, n:int|None, seed:int, sieve:Sieve)->list[Instruction]: # `n=None` = all, in order
+    "Draw instructions of one source at random from those that were not trained on."
     rows, before = read_source(source), len(sieve.passed)
     new = [r for r in rows if not (r.instruction and r.instruction.id in sieve.seen)]
     rng, everyone, found = random.Random(seed), range(len(new)), []
@@ -286,11 +263,8 @@ def draw(
                          f"{count_reasons(reasons)}. Ask for fewer, or give another source.")
     return found
 
-# %% ../nbs/12_instructions.ipynb #5155b15e
-def counts_by_weight(
-    weights:dict[str,float], # Source → weight, above 0
-    n:int, # To be divided
-)->dict[str,int]: # Source → how many; they add up to `n`
+# %% ../nbs/12_instructions.ipynb #38957b70
+def counts_by_weight(weights:dict[str,float], n:int)->dict[str,int]: # Source → how many; they add up to `n`
     "Divide a number in proportion to weights."
     for source, w in weights.items():
         if not w > 0:

@@ -16,6 +16,7 @@ from dpo_nb.models import load_lm
 from dpo_nb.running import recipes, run_recipe
 from dpo_nb.records import Instruction, Response
 from dpo_nb.journal import Journal, read_journal
+from dpo_nb.data.train_tiny import demonstration
 from dpo_nb.tiny import TinyWorld, tiny_path
 
 ASKED = TinyWorld().instructions("dev")[:24]
@@ -313,11 +314,11 @@ def test_ctrl_c_stops_at_once_and_keeps_what_has_come(serve, tmp_path):
 
 class Demonstrator(Server):
     "Answers questions of the tiny world, sometimes well and sometimes badly, and one not at all."
-    models, world = ["tiny"], TinyWorld()
+    models = ["tiny"]
     def answer(self, body, k):
         rng = random.Random(body["seed"])
         if body["seed"] % 40 == 0: return self.done(None, "content_filter")
-        self.done(self.world.demonstration(Instruction.ask(body["messages"][-1]["content"]), rng.random(), rng))
+        self.done(demonstration(Instruction.ask(body["messages"][-1]["content"]), rng.random(), rng))
 
 def test_a_run_whose_responses_come_from_a_server(serve, tmp_path):
     url, said = serve(Demonstrator), []

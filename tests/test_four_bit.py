@@ -5,6 +5,7 @@ import pytest, torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dpo_nb.data.train_tiny import demonstration
 from dpo_nb.tiny import Oracle, TinyWorld
 from dpo_nb.models import load_lm
 from dpo_nb.generation import generate
@@ -39,9 +40,9 @@ def test_four_bits_from_the_first_answer_to_the_tuned_one(tmp_path):
     assert trained_on(tmp_path/"adapter") == instruction_traces(pairs) and len(training.history) > 10
 
 def pairs(n):
-    world, rng = TinyWorld(), random.Random(0)
+    rng = random.Random(0)
     say = lambda text: [{"role": "assistant", "content": text}]
-    return [dict(prompt=i.messages, chosen=say(world.demonstration(i, 1, rng)), rejected=say(world.demonstration(i, .3, rng))) for i in world.instructions("train", n)]
+    return [dict(prompt=i.messages, chosen=say(demonstration(i, 1, rng)), rejected=say(demonstration(i, .3, rng))) for i in TinyWorld().instructions("train", n)]
 
 class Dtypes(TorchDispatchMode):
     "Notes the type of every tensor that is made."

@@ -9,6 +9,7 @@ import torch
 from dpo_nb.pair_ranker import MARKERS
 from dpo_nb.pairrm import PairRM
 from dpo_nb.records import Ranking
+from dpo_nb.data.train_tiny import demonstration
 from dpo_nb.tiny import TinyWorld
 from llm_blender_repaired import load_blender, reference_tokenizer, repaired, save_checkpoint
 
@@ -21,9 +22,9 @@ LONG = " ".join(QUESTIONS * 3)
 
 def cases(n=100):
     "Instructions with five responses each; every kind of awkward text comes many times."
-    rng, world = random.Random(0), TinyWorld()
-    tiny = world.instructions("test")[:n - len(QUESTIONS)]
-    answers = [*QUESTIONS, *(world.demonstration(i, q, rng) for i in tiny for q in (1, .5, 0))]
+    rng = random.Random(0)
+    tiny = TinyWorld().instructions("test")[:n - len(QUESTIONS)]
+    answers = [*QUESTIONS, *(demonstration(i, q, rng) for i in tiny for q in (1, .5, 0))]
     words = LONG.split()
     for k, source in enumerate([*QUESTIONS, *(i.text for i in tiny)]):
         texts = [" ".join(rng.sample(answers, rng.randint(1, 2))) for _ in range(5)]

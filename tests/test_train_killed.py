@@ -13,14 +13,15 @@ import random, sys, torch
 from dpo_nb.adapters import load_adapter
 from dpo_nb.dpo import train_dpo
 from dpo_nb.models import load_lm
+from dpo_nb.data.train_tiny import demonstration
 from dpo_nb.tiny import TinyWorld
 
 torch.set_num_threads(1)
 out, quantization, start, *first = sys.argv[1:]
-world, rng = TinyWorld(), random.Random(0)
+rng = random.Random(0)
 say = lambda text: [{"role": "assistant", "content": text}]
-instructions = world.instructions("dev" if first else "train", 8 if first else 30)
-rows = [dict(prompt=i.messages, chosen=say(world.demonstration(i, 1, rng)), rejected=say(world.demonstration(i, .3, rng))) for i in instructions]
+instructions = TinyWorld().instructions("dev" if first else "train", 8 if first else 30)
+rows = [dict(prompt=i.messages, chosen=say(demonstration(i, 1, rng)), rejected=say(demonstration(i, .3, rng))) for i in instructions]
 lm = load_lm("tiny", device="cpu", quantization=quantization or None)
 if start: lm = load_adapter(lm, start)
 train_dpo(lm, rows, out, learning_rate=1e-3, num_epochs=2, batch_size=2, gradient_accumulation=2, save_steps=2, reference="start", gradient_checkpointing=bool(quantization))
