@@ -240,7 +240,7 @@ def save_pairrm(folder, model, tokenizer, hf=True):
     "Write a checkpoint in one of the two published forms: as `PairRM-hf`, or as `PairRM`, whose config.json has no sizes."
     from safetensors.torch import save_file
     folder.mkdir(parents=True, exist_ok=True)
-    config = dict(n_tasks=1, drop_out=model.head_layer[0].p, source_maxlength=tokenizer.source_maxlength, candidate_maxlength=tokenizer.candidate_maxlength)
+    config = dict(n_tasks=1, drop_out=model.head_layer[0].p) | tokenizer.limits
     if hf:
         config |= model.pretrained_model.config.to_dict() | {field: tokenizer.id[t] for t, field in MARKER_IDS.items()}
         config |= dict(architectures=["DebertaV2PairRM"])
@@ -257,7 +257,7 @@ def train_ranker(out, seed, steps=1600, size=32, peak=1e-3, init=.06):
     pairs = [answer_pair(rng) for _ in trange(steps * size, desc="pairs", delay=2, leave=False)]
     tok = convert_spm(train_spm([t for pair in pairs for t in pair], folder/"spm.model", vocab_size=VOCABULARY - 24)) # Padding and markers come on top
     tok.save(str(folder/"tokenizer.json")); (folder/"spm.model").unlink()
-    rows = PairTokenizer(read_tokenizer(folder/"tokenizer.json"), SOURCE, CANDIDATE)
+    rows = PairTokenizer(read_tokenizer(folder/"tokenizer.json"), dict(source_maxlength=SOURCE, candidate_maxlength=CANDIDATE))
 
     torch.manual_seed(seed)
     config = deberta_v3(tok.get_vocab_size(), hidden_size=128, num_layers=3, intermediate_size=384, position_buckets=32)
@@ -277,7 +277,7 @@ def train_ranker(out, seed, steps=1600, size=32, peak=1e-3, init=.06):
         for source, better, worse, left in batch:
             shown = (better, worse) if left else (worse, better)
             (s, _), ((l, _), (r, _)) = rows.bodies(source, shown)
-            made.append(rows.row(s, l, r))
+            made.append(rows.comparison(s, l, r))
             marks.append([list(oracle.points(Instruction.ask(source), t).values()) for t in shown])
         heard.clear()
         logit, better_left = model(*rows.batch(made)), torch.tensor([float(d[3]) for d in batch])
