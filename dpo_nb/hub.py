@@ -73,7 +73,8 @@ def way_on(
     says:str, # As from `hub_says`
 )->str:
     "What to do where the hub refuses."
-    token = "set HF_TOKEN to a token of https://huggingface.co/settings/tokens"
+    token = ("set HF_TOKEN (in the environment, or as a secret of Colab or Kaggle) to a token of "
+             "https://huggingface.co/settings/tokens")
     if says == "gated":
         return f"Do that at https://huggingface.co/{name}, and {token}."
     if says == "refused":

@@ -217,6 +217,6 @@ class FunctionJudge(Judge):
     def _score(self, instruction, response):
         try:
             return self.function(instruction, response)
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             fails = f"{self.name}, given {describe_key(response.key)}, fails with {type(e).__name__}: {e}"
             raise ValueError(f"{fails}. Let it give None where it cannot say, or correct it.") from e

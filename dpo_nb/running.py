@@ -289,8 +289,9 @@ def run(self:Recipe,
     say=print, # Told what happens, a line a stage
 )->Result:
     "The whole job: instructions, responses, rankings, pairs, training, comparison."
-    r = as_kept(self)
-    folder = Path(folder)
+    r, folder = as_kept(self), Path(folder)
+    if (folder/"recipe.json").exists():
+        r = Run(folder, r).recipe # What it began with
     check_run(r, folder)
     with locked(folder):
         return run_stages(r, folder, say if process().number == 0 else lambda line: None)

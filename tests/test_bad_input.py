@@ -684,8 +684,8 @@ def again(given, says, change=lambda: None, rows=(pair(),), **settings):
     @case(TRAINING, given, says)
     def _(): copy(trained(), "run"); change(); return lambda: train_dpo(lm(), list(rows), "run", **(dict(lora_r=2) | settings))
 
-again("the folder of a training with other settings", "run holds another training (beta: 0.1 there, 0.5 now) … use another folder", beta=.5)
-again("the folder of a training on other pairs", "run holds another training (other pairs) … use another folder", rows=(pair("What is 3 + 2?"),))
+again("the folder of a training with other settings", "run holds another training (beta: 0.1 there, 0.5 now) … or another folder", beta=.5)
+again("the folder of a training on other pairs", "run holds another training (other pairs) … or another folder", rows=(pair("What is 3 + 2?"),))
 again("a training.json that is cut", "run/training.json is damaged … Use another folder", lambda: cut("run/training.json"))
 again("a folder with an adapter of something else", "run has 'adapter', but no training.json … Use another folder", lambda: Path("run/training.json").unlink())
 
