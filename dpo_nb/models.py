@@ -352,8 +352,8 @@ def load_lm(
     with short_bars(local):
         tokenizer, model = _pretrained(str(folder), revision, dtype=dtype, **how)
     if len(tokenizer) > (rows := model.get_input_embeddings().num_embeddings):
-        raise ValueError(f"the tokenizer of {name} has {len(tokenizer):,} tokens, and the model knows {rows:,}. "
-                         "Fetch the model's own.")
+        raise ValueError(f"the tokenizer of {name} has {len(tokenizer):,} tokens, and the model knows "
+                         f"{rows:,}. Fetch the model's own.")
     known = identity(folder) if local else dict(weights=commit(str(name), revision))
     lm = LM(model.eval(), tokenizer, str(name))
     lm.settings |= dict(known, quantization=settle(model, dtype))
